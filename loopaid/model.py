@@ -198,39 +198,9 @@ class BatchSummary(msgspec.Struct, frozen=True, kw_only=True):
     pool: PoolStatistics | None = None
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of one item as users see it, assembled by the client from a block of rows.
+class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One input of a batch, as clients hand it over. Without an id its position, in decimal, is its id."""
 
-    `output` is the decoded JSON value (None unless status is ok). `latency_ms` is the program's own time;
-    `durable` says that the record was synced to disk before it was sent.
-    """
-
-    batch_id: str
-    id: str
-    index: int
-    execution_id: str
-    task: str
-    version: int
-    digest: str
-    language: str
-    provider: str
-    isolation: str
-    sandbox: str
-    status: str
-    success: bool
-    output: object
-    error: ProgramError | None
-    stdout: str
-    stderr: str
-    stdout_truncated: bool
-    stderr_truncated: bool
-    attempt: int
-    latency_ms: float
-    queue_ms: float
-    memory_peak_bytes: int | None
-    session_id: str
-    execution_number: int
-    sampled_for_validation: bool
-    uid: int
-    executed_at: str
-    durable: bool
+    input: object
+    id: str | int | None = None
+    force_validation: bool = False

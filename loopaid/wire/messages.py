@@ -1,0 +1,384 @@
+"""What clients and the daemon say to each other, as typed MessagePack.
+
+A request is a map with a `type`; an unknown or misspelt field is an error that names it. Replies are tolerant of
+fields they do not know. `REPLY_TYPES` says which reply answers which request. Result blocks are the one message on
+the hot path: an array that carries a block of the log unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from loopaid.model import BatchOptions, BatchState, BatchSummary, Language, PoolStatistics, Shape
+from loopaid.wire.rows import Block
+
+PROTOCOL_MIN: Final = 1
+PROTOCOL_MAX: Final = 1
+
+ITEMS_PER_CHUNK_MAX: Final = 4096
+"""Items in one chunk: a window never crosses a chunk, and a chunk is read back as a whole."""
+CHUNK_BYTES_TARGET: Final = 1 << 20
+"""Clients close a chunk at this many bytes of input, so that reading one back stays cheap."""
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """The first frame of each side. `upload_credit` is what the daemon lets a client send before it answers."""
+
+    protocol_min: int = PROTOCOL_MIN
+    protocol_max: int = PROTOCOL_MAX
+    software: str = ""
+    upload_credit: int = 0
+    input_bytes_max: int = 0
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    pass
+
+
+# --- catalog
+
+
+class PutTask(Request, frozen=True, tag="task.put"):
+    """Create the task, or change its sampling rate. `create_only` refuses an existing name."""
+
+    name: str
+    sampling_rate: float | None = None
+    create_only: bool = False
+
+
+class ListTasks(Request, frozen=True, tag="task.list"):
+    pass
+
+
+class ShowTask(Request, frozen=True, tag="task.show"):
+    name: str
+
+
+class PushArtifact(Request, frozen=True, tag="artifact.push"):
+    """Store a new version. `if_changed` answers the latest version instead when its digest is the same."""
+
+    task: str
+    source: str
+    language: Language = Language.PYTHON
+    shape: Shape | None = None
+    activate: bool = True
+    if_changed: bool = False
+
+
+class ListArtifacts(Request, frozen=True, tag="artifact.list"):
+    task: str
+
+
+class ShowArtifact(Request, frozen=True, tag="artifact.show"):
+    task: str
+    version: int | None = None
+
+
+class ActivateArtifact(Request, frozen=True, tag="artifact.activate"):
+    task: str
+    version: int
+
+
+# --- batches
+
+
+class ItemsChunk(msgspec.Struct, frozen=True, array_like=True):
+    """A contiguous run of items. `inputs` are `count` JSON texts joined by one newline, none inside a text.
+
+    `ids` is None when every id is the item's index in decimal. `forced` lists positions within the chunk whose
+    item is validated whatever the sampling rate says.
+    """
+
+    first: int
+    count: int
+    inputs: bytes
+    ids: list[str] | None = None
+    forced: list[int] = []
+
+
+class OpenBatch(Request, frozen=True, tag="batch.open"):
+    """Begin a streamed submission. With a known idempotency key the answer says where to go on."""
+
+    task: str
+    version: int | None = None
+    options: BatchOptions = BatchOptions()
+    idempotency_key: str | None = None
+    sampling_rate: float | None = None
+    attached: bool = False
+
+
+class AddItems(Request, frozen=True, tag="batch.items"):
+    batch_id: str
+    items: ItemsChunk
+
+
+class CloseBatch(Request, frozen=True, tag="batch.close"):
+    """Accept the batch: checks ids and `total`. The reply means: durable, and it will run."""
+
+    batch_id: str
+    total: int
+
+
+class SubmitBatch(Request, frozen=True, tag="batch.submit"):
+    """open, items and close in one frame, for what fits."""
+
+    task: str
+    items: ItemsChunk
+    version: int | None = None
+    options: BatchOptions = BatchOptions()
+    idempotency_key: str | None = None
+    sampling_rate: float | None = None
+    attached: bool = False
+
+
+class Exec(Request, frozen=True, tag="exec"):
+    """Run one item and answer its result. Attached: cancelled when the connection goes away."""
+
+    task: str
+    input: bytes
+    version: int | None = None
+    options: BatchOptions = BatchOptions()
+    item_id: str | None = None
+    force_validation: bool = False
+
+
+class ListBatches(Request, frozen=True, tag="batch.list"):
+    limit: int = 50
+    state: BatchState | None = None
+
+
+class ShowBatch(Request, frozen=True, tag="batch.show"):
+    """`batch_id` here and below may be `last` or a unique prefix."""
+
+    batch_id: str
+
+
+class Results(Request, frozen=True, tag="batch.results"):
+    """Stream the results: result events, then END with the summary.
+
+    `cursor` is how many results were received before: in order `submission` it counts item indexes, in order
+    `completed` records in the order of the log. With `follow` the stream lasts until the batch ends.
+    """
+
+    batch_id: str
+    cursor: int = 0
+    order: Literal["submission", "completed"] = "submission"
+    follow: bool = True
+
+
+class WaitBatch(Request, frozen=True, tag="batch.wait"):
+    batch_id: str
+
+
+class CancelBatch(Request, frozen=True, tag="batch.cancel"):
+    batch_id: str
+    reason: str = ""
+
+
+# --- the daemon itself
+
+
+class GetStatus(Request, frozen=True, tag="status"):
+    pass
+
+
+class GetLogInfo(Request, frozen=True, tag="log.info"):
+    pass
+
+
+AnyRequest = (
+    PutTask
+    | ListTasks
+    | ShowTask
+    | PushArtifact
+    | ListArtifacts
+    | ShowArtifact
+    | ActivateArtifact
+    | OpenBatch
+    | AddItems
+    | CloseBatch
+    | SubmitBatch
+    | Exec
+    | ListBatches
+    | ShowBatch
+    | Results
+    | WaitBatch
+    | CancelBatch
+    | GetStatus
+    | GetLogInfo
+)
+
+
+# --- replies
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class TaskInfo(Reply, frozen=True):
+    name: str
+    uid: int
+    sampling_rate: float
+    created_at: float
+    active_version: int | None = None
+    versions: int = 0
+
+
+class TaskList(Reply, frozen=True):
+    tasks: list[TaskInfo]
+
+
+class ArtifactInfo(Reply, frozen=True):
+    """`created` is False when `if_changed` found the same program. `source` only in `artifact.show`."""
+
+    task: str
+    uid: int
+    version: int
+    language: Language
+    shape: Shape
+    digest: str
+    created_at: float
+    active: bool
+    created: bool = False
+    source: str | None = None
+
+
+class ArtifactList(Reply, frozen=True):
+    artifacts: list[ArtifactInfo]
+
+
+class BatchOpened(Reply, frozen=True):
+    """`received` items are durable already; the submission goes on there. Not 0 only for a known key."""
+
+    batch_id: str
+    received: int
+    state: BatchState
+
+
+class ItemsDurable(Reply, frozen=True):
+    received: int
+
+
+class BatchAccepted(Reply, frozen=True):
+    batch_id: str
+    total: int
+    state: BatchState
+    durability: str
+
+
+class BatchList(Reply, frozen=True):
+    batches: list[BatchSummary]
+
+
+class CancelRequested(Reply, frozen=True):
+    batch_id: str
+    state: BatchState
+
+
+class LogInfo(Reply, frozen=True):
+    directory: str
+    durability: str
+    segments: int
+    bytes: int
+    frames: int
+    commits: int
+    commit_seconds: float
+    records: int
+    batches: int
+    torn_tails: int
+    free_bytes: int
+    health: str
+
+
+class DaemonStatus(Reply, frozen=True):
+    software: str
+    pid: int
+    uptime_s: float
+    state: str
+    durability: str
+    sandbox: str
+    problems: list[str]
+    languages: dict[str, str]
+    batches_by_state: dict[str, int]
+    connections: int
+    rss_bytes: int
+    pools: list[PoolStatistics]
+    log: LogInfo
+
+
+class StreamStart(Reply, frozen=True):
+    """The first event of a result stream: what all its blocks have in common."""
+
+    batch: BatchSummary
+    durable: bool
+
+
+class ResultBlock(msgspec.Struct, frozen=True, array_like=True):
+    """An event with results. `cursor` is the cursor behind its last row: send it back to go on from there.
+
+    `offset` rows at the block's start were received before and are to be left out, `limit` rows count from there.
+    `ids` are those of the rows that count; None when an id is the item's index in decimal. `forced` likewise lists
+    positions among them.
+    """
+
+    cursor: int
+    offset: int
+    limit: int
+    ids: list[str] | None
+    forced: list[int]
+    block: Block
+
+
+class EncodedResultBlock(msgspec.Struct, frozen=True, array_like=True):
+    """The same layout for the sender, who carries the block as it stands in the log."""
+
+    cursor: int
+    offset: int
+    limit: int
+    ids: list[str] | None
+    forced: list[int]
+    block: msgspec.Raw
+
+
+class ExecResult(Reply, frozen=True):
+    """The answer to `exec`: the batch that was made for it and its one result."""
+
+    batch: BatchSummary
+    block: ResultBlock
+    durable: bool
+
+
+class EncodedExecResult(Reply, frozen=True):
+    batch: BatchSummary
+    block: EncodedResultBlock
+    durable: bool
+
+
+REPLY_TYPES: Final[dict[type[Request], type[msgspec.Struct]]] = {
+    PutTask: TaskInfo,
+    ListTasks: TaskList,
+    ShowTask: TaskInfo,
+    PushArtifact: ArtifactInfo,
+    ListArtifacts: ArtifactList,
+    ShowArtifact: ArtifactInfo,
+    ActivateArtifact: ArtifactInfo,
+    OpenBatch: BatchOpened,
+    AddItems: ItemsDurable,
+    CloseBatch: BatchAccepted,
+    SubmitBatch: BatchAccepted,
+    Exec: ExecResult,
+    ListBatches: BatchList,
+    ShowBatch: BatchSummary,
+    Results: BatchSummary,
+    WaitBatch: BatchSummary,
+    CancelBatch: CancelRequested,
+    GetStatus: DaemonStatus,
+    GetLogInfo: LogInfo,
+}
+
+encode: Final = msgspec.msgpack.Encoder().encode
+decode_request: Final = msgspec.msgpack.Decoder(AnyRequest).decode
+decode_result_block: Final = msgspec.msgpack.Decoder(ResultBlock).decode
