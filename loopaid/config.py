@@ -1,0 +1,344 @@
+"""The configuration: what can be set, within which range, and where each value came from.
+
+One TOML file, the first of: the option, $LOOPAID_CONFIG, $XDG_CONFIG_HOME/loopaid/loopaid.toml,
+/etc/loopaid/loopaid.toml. Over it, one environment variable per key: LOOPAID_POOL__SESSIONS_MAX is
+`pool.sessions_max`. Everything is checked when it is read; whatever does not fit is a ConfigError that names the
+file or variable, the key and what was expected, because a misspelt limit that is silently ignored is no limit.
+
+etc/loopaid.toml explains every key to the person who sets it. Sizes are bytes, times carry their unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+import tomli
+from msgspec import Meta, inspect
+
+from loopaid.errors import ConfigError
+from loopaid.model import MAX_CONCURRENCY, TIMEOUT_MS_MAX, Isolation
+
+SYSTEM_FILE: Final = Path("/etc/loopaid/loopaid.toml")
+SYSTEM_STATE_DIR: Final = Path("/var/lib/loopaid")
+SYSTEM_SOCKET: Final = Path("/run/loopaid/loopaid.sock")
+
+_KIB: Final = 1024
+_MIB: Final = 1024 * _KIB
+_GIB: Final = 1024 * _MIB
+_DAY_S: Final = 86_400
+
+# Relative paths would depend on where the daemon happened to be started.
+AbsolutePath = Annotated[str, Meta(pattern="^(/.*)?$", description='an absolute path, or "" for the default')]
+FileMode = Annotated[str, Meta(pattern="^0[0-7]{3}$", description='an octal file mode such as "0660"')]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+# One input or output always fits into one frame (16 MiB) beside what the program printed.
+ValueBytes = Annotated[int, Meta(ge=1, le=8 * _MIB)]
+CaptureBytes = Annotated[int, Meta(ge=0, le=_MIB)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One table of the file; its fields are the keys, their types the ranges."""
+
+
+class DaemonSection(Section, frozen=True):
+    state_dir: AbsolutePath = ""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    drain_timeout_s: Annotated[float, Meta(ge=0, le=_DAY_S)] = 60.0
+    recovery: Literal["resume", "hold", "fail"] = "resume"
+
+
+class SocketSection(Section, frozen=True):
+    path: AbsolutePath = ""
+    mode: FileMode = "0660"
+    admin_group: str = "loopaid-admin"
+    connections_max: Count = 1024
+    connections_per_uid_max: Count = 64
+    requests_in_flight_max: Count = 256
+    stalled_client_timeout_s: Annotated[float, Meta(ge=0.1, le=_DAY_S)] = 30.0
+
+
+class LogSection(Section, frozen=True):
+    durability: Literal["durable", "os"] = "durable"
+    segment_bytes: Annotated[int, Meta(ge=_MIB, le=_GIB)] = 64 * _MIB
+    reserve_bytes: Annotated[int, Meta(ge=0, le=_GIB)] = 16 * _MIB
+
+
+class ExecutionSection(Section, frozen=True):
+    provider: Literal["local"] = "local"
+    isolation: Isolation = Isolation.SESSION
+    timeout_ms: Annotated[int, Meta(ge=1, le=TIMEOUT_MS_MAX)] = 30_000
+    attempts_max: Annotated[int, Meta(ge=1, le=100)] = 3
+
+
+class BatchSection(Section, frozen=True):
+    max_concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY)] = 10
+    items_max: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 10_000_000
+    queued_max: Count = 1000
+    attached_grace_s: Annotated[float, Meta(ge=0, le=_DAY_S)] = 5.0
+
+
+class LanguageSection(Section, frozen=True):
+    size_max: Annotated[int, Meta(ge=1, le=1000)] = 20
+    warm_min: Annotated[int, Meta(ge=0, le=1000)] = 0
+    interpreter: AbsolutePath = ""
+    environment: AbsolutePath = ""
+
+
+class PoolSection(Section, frozen=True):
+    sessions_max: Annotated[int, Meta(ge=1, le=1000)] = 20
+    idle_timeout_s: Annotated[float, Meta(ge=0, le=30 * _DAY_S)] = 1800.0
+    lifetime_max_s: Annotated[float, Meta(ge=1, le=30 * _DAY_S)] = 7200.0
+    executions_max: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 1_000_000
+    slice_ms: Annotated[int, Meta(ge=1, le=60_000)] = 100
+    lease_wait_ms: Annotated[int, Meta(ge=0, le=TIMEOUT_MS_MAX)] = 30_000
+    python: LanguageSection = LanguageSection(warm_min=1)
+
+
+class SandboxSection(Section, frozen=True):
+    kind: Literal["bubblewrap", "none"] = "bubblewrap"
+    bwrap: AbsolutePath = ""
+    memory_bytes: Annotated[int, Meta(ge=16 * _MIB, le=1024 * _GIB)] = 512 * _MIB
+    processes_max: Annotated[int, Meta(ge=1, le=32_768)] = 64
+    files_max: Annotated[int, Meta(ge=16, le=65_536)] = 256
+    tmp_bytes: Annotated[int, Meta(ge=4 * _KIB, le=1024 * _GIB)] = 64 * _MIB
+
+
+class LimitsSection(Section, frozen=True):
+    input_bytes_max: ValueBytes = _MIB
+    output_bytes_max: ValueBytes = _MIB
+    stdout_bytes_max: CaptureBytes = 64 * _KIB
+    stderr_bytes_max: CaptureBytes = 64 * _KIB
+    source_bytes_max: ValueBytes = _MIB
+
+
+class Config(Section, frozen=True):
+    daemon: DaemonSection = DaemonSection()
+    socket: SocketSection = SocketSection()
+    log: LogSection = LogSection()
+    execution: ExecutionSection = ExecutionSection()
+    batch: BatchSection = BatchSection()
+    pool: PoolSection = PoolSection()
+    sandbox: SandboxSection = SandboxSection()
+    limits: LimitsSection = LimitsSection()
+
+
+class LoadedConfig(msgspec.Struct, frozen=True):
+    """`origins` tells for every key where its value came from: "default", a file, or an environment variable."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load_config(path: Path | None, environ: Mapping[str, str], *, system_file: Path = SYSTEM_FILE) -> LoadedConfig:
+    """Read the first configuration file there is, lay the environment over it and check all of it.
+
+    A file named by `path` or $LOOPAID_CONFIG must exist; the two usual places may be empty. Raises ConfigError.
+    """
+    values: dict[str, object] = {}
+    origins = dict.fromkeys(_KEYS, "default")
+    file, text = _read_file(path, environ, system_file)
+    for key, value in _flatten(_parse(file, text), file):
+        values[key] = _checked(key, value, origin=str(file), strict=True)
+        origins[key] = str(file)
+    for variable, key in _overrides(environ):
+        values[key] = _checked(key, environ[variable], origin=variable, strict=False)
+        origins[key] = variable
+    config = _with_values(Config(), values)
+    _check_warm_sessions_fit(config, origins)
+    return LoadedConfig(config, origins)
+
+
+def effective(config: Config) -> dict[str, object]:
+    """Every key with the value in force, as JSON types, in the order of etc/loopaid.toml."""
+    return {key: msgspec.to_builtins(value) for key, _, value in _leaves(config)}
+
+
+# Where things are -----------------------------------------------------------------------------------------------
+
+
+def resolve_state_dir(config: Config, option: Path | None, environ: Mapping[str, str], uid: int) -> Path:
+    """The directory that holds the journals: the option, the key, systemd's StateDirectory=, or the usual place."""
+    if option is not None:
+        return option
+    if config.daemon.state_dir:
+        return Path(config.daemon.state_dir)
+    if given := environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])  # systemd separates several by colons; ours comes first
+    return SYSTEM_STATE_DIR if uid == 0 else user_state_dir(environ)
+
+
+def user_state_dir(environ: Mapping[str, str]) -> Path:
+    """$XDG_STATE_HOME/loopaid. Raises ConfigError when the environment names no home."""
+    home = _xdg_home(environ, "XDG_STATE_HOME", ".local/state")
+    if home is None:
+        raise ConfigError("no state directory: set --state-dir, daemon.state_dir, $XDG_STATE_HOME or $HOME")
+    return home / "loopaid"
+
+
+def resolve_daemon_socket(config: Config, option: Path | None, environ: Mapping[str, str], uid: int) -> Path:
+    """Where the daemon listens, unless systemd hands it a socket."""
+    if option is not None:
+        return option
+    if config.socket.path:
+        return Path(config.socket.path)
+    if uid == 0:
+        return SYSTEM_SOCKET
+    if not environ.get("XDG_RUNTIME_DIR"):
+        raise ConfigError("no place for the socket: set --socket, socket.path or $XDG_RUNTIME_DIR")
+    return _user_socket(environ, uid)
+
+
+def client_socket_candidates(argument: str | Path | None, environ: Mapping[str, str], uid: int) -> list[Path]:
+    """The paths on which a client looks for a daemon, in this order.
+
+    A path that somebody named is the only candidate: falling back would quietly talk to another daemon.
+    """
+    if named := argument or environ.get("LOOPAID_SOCKET"):
+        return [Path(named)]
+    return [_user_socket(environ, uid), SYSTEM_SOCKET]
+
+
+def _user_socket(environ: Mapping[str, str], uid: int) -> Path:
+    # Under cron and sudo the variable is missing while the user's daemon still listens there.
+    return Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}") / "loopaid" / "loopaid.sock"
+
+
+def _xdg_home(environ: Mapping[str, str], variable: str, default: str) -> Path | None:
+    given = environ.get(variable, "")
+    if given.startswith("/"):  # the XDG specification: relative ones are invalid and to be ignored
+        return Path(given)
+    home = environ.get("HOME")
+    return Path(home, default) if home else None
+
+
+# Reading --------------------------------------------------------------------------------------------------------
+
+
+def _read_file(path: Path | None, environ: Mapping[str, str], system_file: Path) -> tuple[Path, bytes]:
+    if path is not None:
+        required, places = True, [path]
+    elif named := environ.get("LOOPAID_CONFIG"):
+        required, places = True, [Path(named)]
+    else:
+        home = _xdg_home(environ, "XDG_CONFIG_HOME", ".config")
+        required, places = False, [home / "loopaid" / "loopaid.toml", system_file] if home else [system_file]
+    for place in places:
+        try:
+            return place, place.read_bytes()
+        except OSError as error:
+            if required or not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise ConfigError(f"{place}: cannot be read: {error.strerror}") from error
+    return system_file, b""
+
+
+def _parse(file: Path, text: bytes) -> dict[str, Any]:
+    try:
+        return tomli.loads(text.decode())
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not TOML: {error}") from error
+
+
+def _flatten(table: dict[str, Any], file: Path, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in table.items():
+        key = prefix + name
+        if key in _KEYS:
+            yield key, value
+        elif key not in _SECTIONS:
+            raise ConfigError(f"{file}: unknown key {key}: {_suggestion(key)}")
+        elif isinstance(value, dict):
+            yield from _flatten(value, file, key + ".")
+        else:
+            raise ConfigError(f"{file}: {key} must be a table, written [{key}], not {value!r}")
+
+
+def _overrides(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    # Without a double underscore it is not a key: $LOOPAID_CONFIG and $LOOPAID_SOCKET are paths.
+    for variable in environ:
+        if variable.startswith("LOOPAID_") and "__" in variable:
+            key = variable.removeprefix("LOOPAID_").lower().replace("__", ".")
+            if key not in _KEYS:
+                raise ConfigError(f"{variable}: unknown key {key}: {_suggestion(key)}")
+            yield variable, key
+
+
+def _suggestion(unknown: str) -> str:
+    import difflib  # 6 ms that every client would pay, needed only for this message
+
+    known = [name for name in [*_KEYS, *_SECTIONS] if not unknown.startswith(name + ".")]
+    if near := difflib.get_close_matches(unknown, known, n=1):
+        return f"did you mean {near[0]}?"
+    parent = unknown.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    return f"expected one of {', '.join(siblings or _SECTIONS)}"
+
+
+# Checking -------------------------------------------------------------------------------------------------------
+
+
+def _checked(key: str, value: object, *, origin: str, strict: bool) -> object:
+    """Convert to the key's type. Not strict: a number may be written as text, as in the environment it must."""
+    try:
+        return msgspec.convert(value, _KEYS[key], strict=strict)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{origin}: {key} must be {_expected(_KEYS[key])}, not {value!r}") from error
+
+
+def _expected(type_: Any) -> str:
+    match inspect.type_info(type_):
+        case inspect.Metadata(extra_json_schema={"description": str(words)}):
+            return words
+        case inspect.LiteralType(values=values):
+            return "one of " + ", ".join(map(repr, values))
+        case inspect.EnumType(cls=members):
+            return "one of " + ", ".join(repr(str(member.value)) for member in members)
+        case inspect.IntType(ge=low, le=high):
+            return f"a whole number from {low} to {high}"
+        case inspect.FloatType(ge=low, le=high):
+            return f"a number from {low} to {high}"
+        case _:
+            return "text in quotes"
+
+
+def _check_warm_sessions_fit(config: Config, origins: Mapping[str, str]) -> None:
+    pool = config.pool
+    room = min(pool.sessions_max, pool.python.size_max)
+    if pool.python.warm_min > room:
+        raise ConfigError(
+            f"{origins['pool.python.warm_min']}: pool.python.warm_min must not exceed pool.python.size_max "
+            f"({pool.python.size_max}) and pool.sessions_max ({pool.sessions_max}), not {pool.python.warm_min}"
+        )
+
+
+# The table of keys, derived from the classes above ---------------------------------------------------------------
+
+
+def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, object]]:
+    """Every key below a section: its dotted name, its type, its value."""
+    for field in msgspec.structs.fields(section):
+        value = getattr(section, field.name)
+        if isinstance(value, Section):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field.type, value
+
+
+def _with_values(section: S, values: Mapping[str, object], prefix: str = "") -> S:
+    changed: dict[str, Any] = {}
+    for name in section.__struct_fields__:
+        key, value = prefix + name, getattr(section, name)
+        if isinstance(value, Section):
+            changed[name] = _with_values(value, values, key + ".")
+        elif key in values:
+            changed[name] = values[key]
+    return msgspec.structs.replace(section, **changed)
+
+
+_KEYS: Final = {key: type_ for key, type_, _ in _leaves(Config())}
+_SECTIONS: Final = tuple(dict.fromkeys(key[:end] for key in _KEYS for end, char in enumerate(key) if char == "."))
