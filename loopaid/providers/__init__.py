@@ -1,0 +1,1 @@
+"""Where programs run. A provider opens sessions; what a session must do stands in `base`."""
