@@ -68,13 +68,19 @@ def spawn_options(spec: SandboxSpec) -> SpawnOptions:
 
 
 def build_argv(
-    spec: SandboxSpec, command: Sequence[str], *, environment: Mapping[str, str], seccomp_fd: int | None
+    spec: SandboxSpec,
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    seccomp_fd: int | None,
+    files: Sequence[tuple[int, str]] = (),
 ) -> list[str]:
     """The argv that runs `command` in the sandbox, in /tmp, with `environment` and nothing else (bwrap adds PWD).
 
     `seccomp_fd` is read to its end by bubblewrap and must be in Popen's `pass_fds`, with whatever the command
-    itself inherits; bubblewrap passes every other fd through. For kind `none` it is the command alone, and the
-    caller passes the environment.
+    itself inherits; bubblewrap passes every other fd through. `files` are (fd, path inside): read to its end too,
+    and shown as a read-only file, wherever and whosever the original is. For kind `none` it is the command alone,
+    and the caller passes the environment.
     """
     if spec.kind == "none":
         return list(command)
@@ -84,6 +90,8 @@ def build_argv(
         argv += ["--ro-bind", source, path]
     for target, path in spec.symlinks:
         argv += ["--symlink", target, path]
+    for fd, path in files:
+        argv += ["--perms", "0444", "--ro-bind-data", str(fd), path]
     argv += _DEV
     argv += ["--proc", "/proc", "--remount-ro", "/proc"]
     argv += ["--remount-ro", "/", "--chdir", WORKDIR]
