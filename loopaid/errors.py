@@ -112,7 +112,17 @@ class ConnectionLost(Exception):
 
 
 class ProtocolViolation(Exception):
-    """The peer sent something that its side of the protocol does not allow."""
+    """The peer sent something that its side of the protocol does not allow.
+
+    `code` is what the peer is told before a connection is closed over it.
+    """
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.INVALID_REQUEST) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def info(self) -> ErrorInfo:
+        return ErrorInfo(code=self.code, message=str(self))
 
 
 class JournalError(Exception):
@@ -128,7 +138,13 @@ class JournalPoisoned(JournalError):
 
 
 class JournalCorrupt(JournalError):
-    """A segment is damaged before its end: file, offset and reason. Never repaired in silence."""
+    """A segment is damaged before its end: file, offset in bytes, reason. Never repaired in silence."""
+
+    def __init__(self, path: str, offset: int, reason: str) -> None:
+        super().__init__(f"{path} is damaged at byte {offset}: {reason}")
+        self.path = path
+        self.offset = offset
+        self.reason = reason
 
 
 class JournalLocked(JournalError):
