@@ -1,0 +1,461 @@
+"""What runs inside a Python session: loads one program and executes it on windows of items.
+
+Standard library only and Python 3.9 syntax: the interpreter is the user's, not the daemon's. Three pipes, whose
+numbers come in the environment variable LOOPAID_HARNESS and leave it at once:
+
+    down   LOAD RUN STOP CLOSE, each `kind u8 | length u32 | payload`
+    up     READY LOADED LOAD_FAILED END, framed alike, payload JSON
+    rows   one row per item and nothing else; the format stands at the top of loopaid/wire/rows.py
+
+Each row is written by one write() before the next item starts: a pipe survives its writer, so the daemon knows
+exactly what finished whatever happens here. File descriptors 1 and 2 are memory files that the daemon made and can
+read after our death; control never travels on them. A program shares this process and can break it; the daemon
+believes nothing that comes from here unchecked.
+"""
+
+import builtins
+import errno
+import fcntl
+import json
+import os
+import resource
+import select
+import struct
+import sys
+import time
+import types
+from json.encoder import encode_basestring_ascii
+from json.scanner import make_scanner
+
+READY, LOADED, LOAD_FAILED, END = 1, 2, 3, 4
+LOAD, RUN, STOP, CLOSE = 1, 2, 3, 4
+FRAME = struct.Struct(">BI")
+ROW_HEAD = struct.Struct(">BBIBIBBIBI")
+NO_EXTRA = b"\xc0"
+OK, PROGRAM_ERROR, MEMORY_LIMIT, OUTPUT_LIMIT, INVALID_OUTPUT, INVALID_INPUT = 0, 1, 4, 5, 6, 7
+STOP_CHECK_S = 0.002
+"""A daemon that wants its session back waits at most this long beyond the running item."""
+ROWS_BYTES_PER_WINDOW = 4 << 20
+"""A window ends early behind this many bytes of rows, so that large outputs cannot pile up in the daemon."""
+TRACEBACK_CHARS_MAX = 16384
+MESSAGE_CHARS_MAX = 4096
+PROGRAM_FILE = "program.py"
+CONTROL_FD_MIN = 64
+"""Control descriptors live above what careless programs close."""
+
+
+class NoResult(Exception):
+    """A script ended without assigning `result`."""
+
+
+class Pipe:
+    """Frames from the daemon: blocking reads when there is nothing to do, a look in between when there is."""
+
+    def __init__(self, fd):
+        self.fd = fd
+        self.buffer = b""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        self.poll = poll.poll
+
+    def read_frame(self):
+        buffer = self.buffer
+        while True:
+            if len(buffer) >= FRAME.size:
+                kind, length = FRAME.unpack_from(buffer)
+                end = FRAME.size + length
+                if len(buffer) >= end:
+                    self.buffer = buffer[end:]
+                    return kind, buffer[FRAME.size : end]
+                parts, missing = [buffer], end - len(buffer)
+            else:
+                parts, missing = [buffer], 1
+            while missing > 0:
+                part = os.read(self.fd, max(missing, 65536))
+                if not part:
+                    os._exit(0)
+                parts.append(part)
+                missing -= len(part)
+            buffer = b"".join(parts)
+
+    def stop_requested(self):
+        """Look without waiting. Between RUN and END the daemon sends nothing but STOP and CLOSE."""
+        if not self.buffer and not self.poll(0):
+            return False
+        kind, _ = self.read_frame()
+        if kind == CLOSE:
+            os._exit(0)
+        return True
+
+
+class Capture:
+    """One of the two memory files behind stdout and stderr."""
+
+    def __init__(self, fd, limit):
+        self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, CONTROL_FD_MIN)
+        self.limit = limit
+
+    def take(self):
+        """Return (text, truncated, size) of what was written since the last time, and forget it."""
+        size = os.lseek(self.fd, 0, os.SEEK_CUR)
+        text = os.pread(self.fd, min(size, self.limit), 0).decode("utf-8", "replace")
+        os.ftruncate(self.fd, 0)
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        return text, size > self.limit, size
+
+
+class ItemContext(types.ModuleType):
+    """The module `loopaid_item`: what a program may know about the item it works on."""
+
+    def __init__(self):
+        super().__init__("loopaid_item", "The item being executed: id, attempt, idempotency_key.")
+        self.__dict__["_window"] = {}
+        self.__dict__["_position"] = 0
+
+    def __getattr__(self, name):
+        window = self._window
+        if name == "id":
+            ids = window["ids"]
+            return str(window["first"] + self._position) if ids is None else ids[self._position]
+        if name == "attempt":
+            return window["attempt"]
+        if name == "idempotency_key":
+            import hashlib
+
+            text = "\0".join((window["batch"], self.id, window["digest"]))
+            return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        raise AttributeError("module 'loopaid_item' has no attribute %r" % name)
+
+
+def make_encoder():
+    """A JSON encoder as a function: value, 0 -> pieces of ASCII text. NaN and cycles raise."""
+    make = json.encoder.c_make_encoder
+    if make is None:
+        encoder = json.JSONEncoder(allow_nan=False)
+        return lambda value, _: (encoder.encode(value),)
+    return make({}, refuse, encode_basestring_ascii, None, ": ", ", ", False, False, False)
+
+
+def refuse(value):
+    raise TypeError("a value of type %s is not JSON" % type(value).__name__)
+
+
+def find_offender(value, path, depth=0, parents=()):
+    """Return (path, kind) of the first part of `value` that JSON has no word for, or None."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return None
+    if isinstance(value, float):
+        return None if value - value == 0 else (path, repr(value))
+    if id(value) in parents:
+        return path, "a cycle"
+    if depth > 200:
+        return path, "nesting too deep"
+    parents += (id(value),)
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if not (key is None or isinstance(key, (str, int, float))):
+                return path, "a key of type %s" % type(key).__name__
+            found = find_offender(part, "%s.%s" % (path, key), depth + 1, parents)
+            if found:
+                return found
+        return None
+    if isinstance(value, (list, tuple)):
+        for position, part in enumerate(value):
+            found = find_offender(part, "%s[%d]" % (path, position), depth + 1, parents)
+            if found:
+                return found
+        return None
+    return path, type(value).__name__
+
+
+def describe_output_failure(value, error):
+    try:
+        found = find_offender(value, "output")
+    except BaseException:  # the value's own methods run here
+        found = None
+    where = "%s: %s" % found if found else "%s: %s" % (type(error).__name__, text_of(error))
+    return {"type": "InvalidOutput", "message": where}
+
+
+def text_of(error):
+    try:
+        return str(error)[:MESSAGE_CHARS_MAX]
+    except BaseException:  # an exploding __str__ is the program's, too
+        return "<no message: its __str__ failed>"
+
+
+def describe_error(error):
+    """The program's exception as {type, message, traceback}, without the harness's own frames."""
+    import traceback
+
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except BaseException:  # formatting calls the program's __str__ and __repr__
+        text = ""
+    if len(text) > TRACEBACK_CHARS_MAX:
+        half = TRACEBACK_CHARS_MAX // 2
+        text = text[:half] + "\n  ...\n" + text[-half:]
+    if isinstance(error, SystemExit):
+        message = "the program called exit(%s)" % (text_of(error),)
+    else:
+        message = text_of(error)
+    return {"type": type(error).__name__, "message": message, "traceback": text}
+
+
+def set_limits(limits):
+    for name, value in limits.items():
+        kind = getattr(resource, "RLIMIT_" + name)
+        hard = resource.getrlimit(kind)[1]
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def write_all(fd, data):
+    written = os.write(fd, data)
+    while written < len(data):
+        data = data[written:]
+        written = os.write(fd, data)
+
+
+class Harness:
+    def __init__(self, settings):
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, CONTROL_FD_MIN) for fd in settings["fds"]]
+        for fd in settings["fds"]:
+            os.close(fd)
+        self.down, self.up, self.rows = Pipe(high[0]), high[1], high[2]
+        self.stdout = Capture(1, settings["stdout_bytes_max"])
+        self.stderr = Capture(2, settings["stderr_bytes_max"])
+        self.output_bytes_max = settings["output_bytes_max"]
+        self.file_bytes_max = settings["limits"].get("FSIZE", 1 << 62)
+        self.sweeps = settings["sweep"] and self.lives_in_a_pid_namespace()
+        self.context = ItemContext()
+        sys.modules["loopaid_item"] = self.context
+        sys.path[:0] = settings["site_packages"]
+        set_limits(settings["limits"])
+
+    @staticmethod
+    def lives_in_a_pid_namespace():
+        """kill(-1) is for a sandbox alone: our own pid is small there and pid 1 is bubblewrap's."""
+        try:
+            with open("/proc/1/comm") as file:
+                return os.getpid() < 10 and os.getppid() in (0, 1) and file.read().strip() == "bwrap"
+        except OSError:
+            return False
+
+    def send(self, kind, value):
+        payload = json_dumps(value).encode()
+        write_all(self.up, FRAME.pack(kind, len(payload)) + payload)
+
+    def serve(self):
+        self.send(READY, {"version": sys.version.split()[0], "sweeps": self.sweeps})
+        while True:
+            kind, payload = self.down.read_frame()
+            if kind == RUN:
+                self.run(payload)
+            elif kind == LOAD:
+                self.load(json_loads(payload))
+            elif kind == CLOSE:
+                os._exit(0)
+
+    def load(self, program):
+        self.digest = program["digest"]
+        try:
+            self.call = self.make_call(program["source"], program["shape"])
+        except BaseException as error:  # the program's own code runs at load
+            failure = describe_error(error)
+            failure["memory"] = isinstance(error, MemoryError)
+            del error
+            failure["stdout"], failure["stderr"] = self.stdout.take()[0], self.stderr.take()[0]
+            self.send(LOAD_FAILED, failure)
+            return
+        self.stdout.take()
+        self.stderr.take()
+        self.send(LOADED, {})
+
+    def make_call(self, source, shape):
+        import linecache
+
+        linecache.cache[PROGRAM_FILE] = (len(source), None, source.splitlines(True), PROGRAM_FILE)
+        code = compile(source, PROGRAM_FILE, "exec", dont_inherit=True)
+        if shape == "script":
+            return self.make_script_call(code)
+        module = types.ModuleType("program")
+        module.__file__ = PROGRAM_FILE
+        sys.modules["program"] = module
+        exec(code, module.__dict__)
+        main = module.__dict__.get("main")
+        if not callable(main):
+            raise NameError("the program defines no function main(input_data)")
+        import inspect
+
+        if not inspect.iscoroutinefunction(main):
+            return main
+        import asyncio
+
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+
+        def run_async(input_data):
+            return loop.run_until_complete(main(input_data))
+
+        return run_async
+
+    def make_script_call(self, code):
+        def run_script(input_data):
+            module = types.ModuleType("__main__")
+            sys.modules["__main__"] = module
+            namespace = module.__dict__
+            namespace["__builtins__"] = builtins
+            namespace["input_data"] = input_data
+            exec(code, namespace)
+            try:
+                return namespace["result"]
+            except KeyError:
+                raise NoResult("the script ended without assigning `result`") from None
+
+        return run_script
+
+    def run(self, payload):
+        """Execute the items of one window, a row each, then END."""
+        meta_end = 4 + int.from_bytes(payload[:4], "big")
+        window = json_loads(payload[4:meta_end])
+        window["digest"] = self.digest
+        self.context.__dict__["_window"] = window
+        done, tainted = self.run_items(window, str(payload[meta_end:], "utf-8"))
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        if self.sweeps and self.sweep():
+            tainted = True
+        self.send(
+            END,
+            {
+                "done": done,
+                "tainted": tainted,
+                "cpu_s": usage.ru_utime + usage.ru_stime,
+                "rss_bytes": usage.ru_maxrss * 1024,
+            },
+        )
+
+    def run_items(self, window, text):
+        # Everything on the item's path is a local name: this loop is what a trivial item costs.
+        call, encode, scan, clock = self.call, self.encode, scan_once, time.perf_counter
+        write, rows, pack, lseek = os.write, self.rows, ROW_HEAD.pack, os.lseek
+        out_fd, err_fd, limit = self.stdout.fd, self.stderr.fd, self.output_bytes_max
+        stop_on_error, patience = window["stop_on_error"], 0 if window["eager_stop"] else STOP_CHECK_S
+        context = self.context.__dict__
+        seq, count, position, written, status = window["seq"], window["count"], 0, 0, OK
+        looked = clock()
+        for done in range(count):
+            context["_position"] = done
+            error = None
+            try:
+                value, position = scan(text, position)
+            except (StopIteration, ValueError, RecursionError) as failure:
+                status, encoded, begin, end = INVALID_INPUT, b"", looked, looked
+                error = {"type": "InvalidInput", "message": text_of(failure)}
+                position += len(text[position:].partition("\n")[0])
+            else:
+                begin = clock()
+                try:
+                    value = call(value)
+                except BaseException as failure:  # whatever the program raises is its result
+                    end = clock()
+                    status, encoded, error = self.failure(failure)
+                else:
+                    end = clock()
+                    try:
+                        encoded = "".join(encode(value, 0)).encode()
+                        status = OK
+                        if len(encoded) > limit:
+                            raise OverflowError("%d bytes, more than output_bytes_max = %d" % (len(encoded), limit))
+                    except BaseException as failure:  # the value's own methods may run here
+                        status, encoded = INVALID_OUTPUT, b""
+                        error = describe_output_failure(value, failure)
+                        encode = self.encode = make_encoder()
+            position += 1
+            value = None
+            extra = NO_EXTRA
+            if error is not None or lseek(out_fd, 0, 1) or lseek(err_fd, 0, 1):
+                status, encoded, extra = self.extra(status, encoded, error)
+            size = ROW_HEAD.size + len(encoded) + len(extra)
+            latency = int((end - begin) * 1e6)
+            head = pack(0x96, 0xCE, size, 0xCE, (seq + done) & 0xFFFFFFFF, status, 0xCE, latency, 0xC6, len(encoded))
+            if write(rows, head + encoded + extra) != size:
+                raise OSError(errno.EIO, "short write of a row")
+            if status == OUTPUT_LIMIT:
+                return done + 1, True
+            if stop_on_error and status != OK:
+                return done + 1, False
+            written += size
+            if written > ROWS_BYTES_PER_WINDOW:
+                return done + 1, False
+            if end - looked > patience:
+                looked = end
+                if self.down.stop_requested():
+                    return done + 1, False
+        return count, False
+
+    def failure(self, error):
+        """Status, output and description of what the program raised."""
+        if isinstance(error, MemoryError):
+            return MEMORY_LIMIT, b"", {"type": "MemoryError", "message": text_of(error) or "out of memory"}
+        if isinstance(error, NoResult):
+            return INVALID_OUTPUT, b"", {"type": "NoResult", "message": text_of(error)}
+        return PROGRAM_ERROR, b"", describe_error(error)
+
+    def extra(self, status, encoded, error):
+        stdout, stdout_truncated, stdout_size = self.stdout.take()
+        stderr, stderr_truncated, stderr_size = self.stderr.take()
+        if max(stdout_size, stderr_size) >= self.file_bytes_max:
+            status, encoded = OUTPUT_LIMIT, b""
+            error = {"type": "OutputLimit", "message": "the program printed more than %d bytes" % self.file_bytes_max}
+        value = {
+            "error": error,
+            "stdout": stdout,
+            "stderr": stderr,
+            "stdout_truncated": stdout_truncated,
+            "stderr_truncated": stderr_truncated,
+        }
+        payload = json_dumps({name: part for name, part in value.items() if part}).encode()
+        return status, encoded, b"\xc6" + len(payload).to_bytes(4, "big") + payload
+
+    def sweep(self):
+        """Kill what the program left running; True when there was something."""
+        try:
+            os.kill(-1, 9)
+        except ProcessLookupError:
+            return False
+        try:
+            while os.waitpid(-1, 0)[0]:
+                pass
+        except ChildProcessError:
+            pass
+        return True
+
+    encode = None
+    call = None
+    digest = ""
+
+
+scan_once = make_scanner(json.JSONDecoder())
+json_dumps = json.JSONEncoder().encode
+
+
+def json_loads(data, decode=json.JSONDecoder().decode):
+    return decode(str(data, "utf-8"))
+
+
+def main():
+    settings = json_loads(os.environb.pop(b"LOOPAID_HARNESS"))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    harness = Harness(settings)
+    harness.encode = make_encoder()
+    harness.serve()
+
+
+if __name__ == "__main__":
+    main()

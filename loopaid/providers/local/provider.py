@@ -1,0 +1,223 @@
+"""Sessions on this machine: bubblewrap around an interpreter around the harness.
+
+Fails closed: opening runs a probe through the exact sandbox that sessions get. When anything about it is not as it
+should be, no session starts, and `problem` says why and what to do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.resources
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+import trio
+
+from loopaid.config import Config
+from loopaid.errors import LoopaidError
+from loopaid.model import Language
+from loopaid.providers.base import SessionEnded, StartFailed
+from loopaid.providers.local.probe import ProbeReport, run_probe
+from loopaid.providers.local.process import PIPE_BYTES, LocalSession, Pipes, SessionLimits
+from loopaid.providers.local.sandbox import SandboxSpec, build_argv, host_identity, spawn_options
+from loopaid.providers.local.seccomp import deny_program
+from loopaid.providers.local.toolchains import PythonToolchain, find_bwrap, find_python, system_mounts
+
+START_TIMEOUT_S: Final = 20.0
+"""For sandbox and interpreter; 20 ms are usual, but many may start at once on a slow disk."""
+HARNESS_INSIDE: Final = "/harness.py"
+
+
+class LocalProvider:
+    """Implements `loopaid.providers.base.Provider`. Use `open_local_provider`."""
+
+    def __init__(
+        self, config: Config, spec: SandboxSpec, toolchain: PythonToolchain | None, problem: str | None, notes: list[str]
+    ) -> None:
+        self.notes = notes
+        self._config = config
+        self._spec = spec
+        self._toolchain = toolchain
+        self._problem = problem
+        self._seccomp = deny_program() if spec.kind == "bubblewrap" else b""
+        harness = importlib.resources.files(__package__).joinpath("harness/python.py")
+        self._harness_path = str(harness)
+        self._harness = harness.read_bytes()
+        limits = config.limits
+        self._limits = SessionLimits(limits.output_bytes_max, limits.stdout_bytes_max, limits.stderr_bytes_max)
+
+    @property
+    def sandbox(self) -> str:
+        return self._spec.kind
+
+    def problem(self, language: Language) -> str | None:
+        if language is not Language.PYTHON:
+            return f"{language} is not built into this version; python is"
+        return self._problem
+
+    def versions(self) -> dict[str, str]:
+        if self._toolchain is None or self._problem is not None:
+            return {}
+        return {Language.PYTHON: ".".join(map(str, self._toolchain.version))}
+
+    async def start(self, language: Language, session_id: str) -> LocalSession:
+        problem = self.problem(language)
+        if problem is not None or self._toolchain is None:
+            raise StartFailed(problem or "no interpreter")
+        session = self._spawn(session_id, self._toolchain)
+        try:
+            await session.wait_ready(START_TIMEOUT_S)
+        except SessionEnded as error:
+            await session.aclose()
+            said = error.extra.stderr.strip()[-2000:]
+            raise StartFailed(f"{error.reason}{': ' + said if said else ''}") from None
+        except BaseException:
+            await session.aclose()
+            raise
+        return session
+
+    def _spawn(self, session_id: str, toolchain: PythonToolchain) -> LocalSession:
+        """Start the process. By Popen in this very thread: the sandbox dies with the thread that forked it."""
+        down_theirs, down = _pipe()
+        up, up_theirs = _pipe()
+        rows, rows_theirs = _pipe()
+        stdout, stderr = _capture_file("stdout"), _capture_file("stderr")
+        for fd in (up, rows, down):
+            os.set_blocking(fd, False)
+        inherited = [down_theirs, up_theirs, rows_theirs]
+        files = [_memory_file("seccomp", self._seccomp), _memory_file("harness", self._harness)]
+        pipes = Pipes(down, up, rows, stdout, stderr)
+        try:
+            process = subprocess.Popen(
+                self._argv(toolchain, inherited, *files),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=[*inherited, *files],
+                env=self._environment(toolchain, inherited) if self._spec.kind == "none" else {},
+                **spawn_options(self._spec),
+            )
+        except OSError as error:
+            pipes.close()
+            raise StartFailed(f"cannot start {self._spec.bwrap}: {error}") from None
+        finally:
+            for fd in (*inherited, *files):
+                os.close(fd)
+        return LocalSession(session_id, process, pipes, self._limits, self._spec.kind)
+
+    def _argv(self, toolchain: PythonToolchain, inherited: list[int], seccomp_fd: int, harness_fd: int) -> list[str]:
+        confined = self._spec.kind == "bubblewrap"
+        harness = HARNESS_INSIDE if confined else self._harness_path
+        return build_argv(
+            self._spec,
+            # -I -S: no environment variables, no site. -u: what a killed item printed is already in the file.
+            [toolchain.executable, "-I", "-S", "-u", "-X", "utf8", harness],
+            environment=self._environment(toolchain, inherited),
+            seccomp_fd=seccomp_fd,
+            files=[(harness_fd, HARNESS_INSIDE)],
+        )
+
+    def _environment(self, toolchain: PythonToolchain, inherited: list[int]) -> dict[str, str]:
+        sandbox, limits = self._config.sandbox, self._config.limits
+        settings = {
+            "fds": inherited,
+            "limits": {
+                "DATA": sandbox.memory_bytes,
+                "NPROC": sandbox.processes_max,
+                "NOFILE": sandbox.files_max,
+                "FSIZE": sandbox.tmp_bytes,
+                "CORE": 0,
+            },
+            "output_bytes_max": limits.output_bytes_max,
+            "stdout_bytes_max": limits.stdout_bytes_max,
+            "stderr_bytes_max": limits.stderr_bytes_max,
+            # Without a pid namespace of its own, kill(-1) would end every process of the user.
+            "sweep": self._spec.kind == "bubblewrap",
+            "site_packages": list(toolchain.site_packages),
+        }
+        return {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": "/tmp",  # noqa: S108 - inside the sandbox
+            "TMPDIR": "/tmp",  # noqa: S108
+            "LANG": "C.UTF-8",
+            "LOOPAID_HARNESS": msgspec.json.encode(settings).decode(),
+        }
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe that holds a window, if the system's limit for pipes allows it."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except PermissionError:  # over /proc/sys/fs/pipe-user-pages-soft: slower, not wrong
+        pass
+    return read, write
+
+
+def _capture_file(name: str) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    return fd
+
+
+def _memory_file(name: str, content: bytes) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _find(config: Config, run_as: int | None) -> tuple[SandboxSpec, PythonToolchain, ProbeReport]:
+    """Find the parts of the sandbox and try it. Blocks for some 100 ms. Raises LoopaidError."""
+    python = config.pool.python
+    toolchain = find_python(python.interpreter, python.environment, run_as=run_as)
+    read_only, symlinks = system_mounts()
+    spec = SandboxSpec(
+        bwrap=find_bwrap(config.sandbox.bwrap),
+        read_only=read_only + toolchain.read_only,
+        symlinks=symlinks,
+        tmp_bytes=config.sandbox.tmp_bytes,
+        run_as=run_as,
+    )
+    return spec, toolchain, run_probe(spec, toolchain)
+
+
+def _prepare(config: Config) -> LocalProvider:
+    if config.sandbox.kind == "none":
+        toolchain = find_python(config.pool.python.interpreter, config.pool.python.environment)
+        note = "programs run UNCONFINED: [sandbox] kind = \"none\""
+        return LocalProvider(config, SandboxSpec(kind="none"), toolchain, None, [note])
+    run_as = host_identity(os.geteuid())
+    notes: list[str] = []
+    try:
+        spec, toolchain, report = _find(config, run_as)
+    except LoopaidError as error:
+        if run_as is None:
+            raise
+        report = ProbeReport(ok=False, detail=error.message)
+    if not report.ok and run_as is not None:
+        notes.append(
+            f"sessions run as root outside of their sandbox, and processes_max is not enforced, because uid {run_as} "
+            f"cannot reach what they need ({report.detail}); run loopaid as a user of its own, or install bubblewrap "
+            "and python3 from the distribution"
+        )
+        spec, toolchain, report = _find(config, None)
+    problem = None if report.ok else f"{report.reason}: {report.detail}; {report.fix}"
+    return LocalProvider(config, spec, toolchain, problem, notes)
+
+
+@asynccontextmanager
+async def open_local_provider(config: Config) -> AsyncIterator[LocalProvider]:
+    """Find the toolchain and the sandbox, and try them. What is wrong stands in `problem` and `notes` afterwards.
+
+    Sessions belong to who starts them; nothing is left to close here.
+    """
+    try:
+        provider = await trio.to_thread.run_sync(_prepare, config)
+    except LoopaidError as error:
+        provider = LocalProvider(config, SandboxSpec(), None, error.message, [])
+    yield provider
