@@ -1,0 +1,266 @@
+"""Opening a directory of segments: what is intact, what was torn, what is damaged.
+
+Only the last segment can hold a write that was cut short; it is read whole. The others were sealed before their
+successor was begun, so their header and footer are checked here, and their frames whenever they are read.
+
+Recovery may be killed at any point and run again with the same result: what it removes is copied and synced first,
+what it adds is synced before it is named.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from loopaid.errors import JournalCorrupt, JournalError
+from loopaid.journal.disk import Disk
+from loopaid.journal.record import FOOTER, FRAME_HEADER_BYTES, find_frames
+from loopaid.journal.segment import (
+    HEADER_BYTES,
+    READ_BYTES,
+    BadFrame,
+    SegmentHeader,
+    SegmentWriter,
+    full_when_no_space,
+    opened,
+    read_frames,
+    read_header,
+    segment_name,
+    segment_number,
+)
+
+TORN_BYTES_MAX: Final = 1 << 20  # kept of a torn tail: enough to see what was cut off
+TORN_FILES_MAX: Final = 8  # of these files; the oldest go first
+
+TEMPORARY_SUFFIX: Final = ".tmp"
+TORN_MARK: Final = ".log.torn-"
+DAMAGED_MARK: Final = ".log.damaged-"
+
+_STORE_ID_BYTES: Final = 16
+
+
+class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What opening found. Frames are first_seq .. next_seq - 1; `bytes` is the size of all segments, after the cut.
+
+    `torn_bytes` were cut off and kept in `torn_file` (both only if this opening found a torn tail); `torn_files`
+    counts all that are kept.
+    """
+
+    directory: str
+    created: bool
+    segments: int
+    first_segment: int
+    first_seq: int
+    next_seq: int
+    bytes: int
+    torn_bytes: int = 0
+    torn_file: str | None = None
+    torn_files: int = 0
+
+    @property
+    def frames(self) -> int:
+        return self.next_seq - self.first_seq
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """A directory ready for appending. Who receives it closes the writer."""
+
+    writer: SegmentWriter
+    store_id: bytes
+    report: RecoveryReport
+
+
+class Tail(msgspec.Struct, frozen=True):
+    """The last segment's frames end at `end`; `bad` is what stands there, None at the end of the file."""
+
+    end: int
+    next_seq: int
+    sealed: bool
+    bad: BadFrame | None
+
+
+def recover(disk: Disk, directory: str, wall_time: Callable[[], float]) -> Recovered:
+    """Make a directory fit for appending, creating it if need be.
+
+    Raises JournalCorrupt for damage, JournalFull when there is no space for what has to be written, JournalError
+    for a format of the future, OSError.
+    """
+    disk.mkdir(directory)
+    disk.fsync_dir(os.path.dirname(directory))
+    for name in disk.listdir(directory):
+        if name.endswith(TEMPORARY_SUFFIX):
+            disk.unlink(os.path.join(directory, name))
+    disk.fsync_dir(directory)  # names that a killed process changed and did not live to sync
+
+    headers = read_chain(disk, directory)
+    if not headers:
+        return _create(disk, directory, wall_time)
+    for header in headers:
+        if header.compatible:
+            raise JournalError(
+                f"{directory} was written by a newer loopaid (features {header.compatible:#x}); "
+                "this one may read it (`loopai log verify`) but not write"
+            )
+    sealed_bytes = sum(
+        check_sealed(disk, directory, header, following) for header, following in itertools.pairwise(headers)
+    )
+    return _open_last(disk, directory, headers, sealed_bytes, wall_time)
+
+
+def read_chain(disk: Disk, directory: str) -> list[SegmentHeader]:
+    """The headers of all segments in order; raises JournalCorrupt unless they are one store's and none is missing."""
+    names = disk.listdir(directory)
+    numbers = sorted(number for name in names if (number := segment_number(name)) is not None)
+    if not numbers and any(TORN_MARK in name or DAMAGED_MARK in name for name in names):
+        path = os.path.join(directory, segment_name(1))
+        raise JournalCorrupt(path, 0, "all segments are missing, although remains of some exist")
+    headers: list[SegmentHeader] = []
+    for number in numbers:
+        if headers and number != headers[-1].number + 1:
+            path = os.path.join(directory, segment_name(headers[-1].number + 1))
+            raise JournalCorrupt(path, 0, "the segment is missing, although a later one exists")
+        headers.append(read_header(disk, directory, number))
+        if headers[-1].store_id != headers[0].store_id:
+            path = os.path.join(directory, segment_name(number))
+            raise JournalCorrupt(path, 0, "the segment belongs to another store")
+    return headers
+
+
+def check_sealed(disk: Disk, directory: str, header: SegmentHeader, following: SegmentHeader) -> int:
+    """The size of a segment whose footer leads to the next one's first frame; raises JournalCorrupt for any other."""
+    path = os.path.join(directory, segment_name(header.number))
+    with opened(disk, path) as fd:
+        size = disk.size(fd)
+        start = max(size - FRAME_HEADER_BYTES, HEADER_BYTES)
+        frames = read_frames(disk, fd, header.seed, header.number, start, size, following.first_seq)
+        try:
+            footer = next(frames, None)
+        except BadFrame as bad:
+            raise JournalCorrupt(path, start, f"the segment does not end in its footer: {bad.reason}") from bad
+    if footer is None or footer.type != FOOTER:
+        raise JournalCorrupt(path, start, "the segment does not end in its footer")
+    return size
+
+
+def read_tail(disk: Disk, fd: int, header: SegmentHeader, size: int) -> Tail:
+    """Read a whole segment up to the first frame that is not intact."""
+    end = HEADER_BYTES
+    seq = header.first_seq
+    sealed = False
+    bad: BadFrame | None = None
+    try:
+        for frame in read_frames(disk, fd, header.seed, header.number, HEADER_BYTES, size, seq):
+            sealed = frame.type == FOOTER
+            seq = frame.seq if sealed else frame.seq + 1
+            end += FRAME_HEADER_BYTES + len(frame.payload)
+    except BadFrame as found:
+        bad = found
+    return Tail(end, seq, sealed, bad)
+
+
+def require_torn(disk: Disk, fd: int, path: str, header: SegmentHeader, tail: Tail, size: int) -> None:
+    """Return if the tail can be a write that a crash cut short; raise JournalCorrupt if acknowledged data is gone.
+
+    The proof of loss is an intact frame further on which says that the bad place had been durable before.
+    """
+    bad = tail.bad
+    if bad is None:
+        return
+    if not bad.torn:
+        raise JournalCorrupt(path, bad.offset, bad.reason) from bad
+    data = disk.pread(fd, size - tail.end, tail.end)
+    seq_max = tail.next_seq + size // FRAME_HEADER_BYTES
+    for found in find_frames(data, header.seed, tail.next_seq + 1, seq_max):
+        if found.synced > tail.end:
+            reason = (
+                f"{bad.reason}, and an intact frame (sequence number {found.seq}) follows at byte "
+                f"{tail.end + found.offset}, so acknowledged records are lost; "
+                "`loopai log repair --accept-loss` keeps the rest"
+            )
+            raise JournalCorrupt(path, tail.end, reason) from bad
+
+
+def copy_aside(disk: Disk, fd: int, path: str, start: int, stop: int) -> None:
+    """Copy a range of an open file into a new file, durably; what an earlier, killed attempt left is replaced."""
+    directory, name = os.path.split(path)
+    if name in disk.listdir(directory):
+        disk.unlink(path)
+    with full_when_no_space(path):
+        target = disk.create(path)
+        try:
+            while start < stop:
+                view = memoryview(disk.pread(fd, min(READ_BYTES, stop - start), start))
+                start += len(view)
+                while view:
+                    view = view[disk.write(target, view) :]
+            disk.fdatasync(target)
+        finally:
+            disk.close(target)
+    disk.fsync_dir(directory)
+
+
+def _create(disk: Disk, directory: str, wall_time: Callable[[], float]) -> Recovered:
+    store_id = secrets.token_bytes(_STORE_ID_BYTES)
+    header = SegmentHeader(store_id, 1, 1, wall_time(), disk.boot_id())
+    writer = SegmentWriter.create(disk, directory, header)
+    writer.install()
+    report = RecoveryReport(
+        directory=directory, created=True, segments=1, first_segment=1, first_seq=1, next_seq=1, bytes=writer.end
+    )
+    return Recovered(writer, store_id, report)
+
+
+def _open_last(
+    disk: Disk, directory: str, headers: list[SegmentHeader], sealed_bytes: int, wall_time: Callable[[], float]
+) -> Recovered:
+    header = headers[-1]
+    path = os.path.join(directory, segment_name(header.number))
+    fd = disk.open(path, append=True)
+    try:
+        # What a killed process wrote and did not sync becomes durable now, before anybody is told of it. Pages that
+        # a *failed* sync marked clean look intact and are nowhere: without the cache the device tells.
+        disk.fdatasync(fd)
+        disk.drop_cache(fd)
+        size = disk.size(fd)
+        tail = read_tail(disk, fd, header, size)
+        require_torn(disk, fd, path, header, tail, size)
+        torn_names = sorted(name for name in disk.listdir(directory) if TORN_MARK in name)
+        torn_name = f"{segment_name(header.number)}{TORN_MARK.removeprefix('.log')}{tail.end}"
+        writer = SegmentWriter(disk, directory, header, fd, tail.end, sealed=tail.sealed)
+        if tail.bad is not None:
+            copy_aside(disk, fd, os.path.join(directory, torn_name), tail.end, min(size, tail.end + TORN_BYTES_MAX))
+            writer.truncate(tail.end)
+            torn_names = _keep_newest(disk, directory, sorted({*torn_names, torn_name}))
+        if tail.sealed or torn_name in torn_names:
+            # No byte is written where a torn write may have left its traces.
+            sealed_bytes += tail.end + (0 if tail.sealed else FRAME_HEADER_BYTES)
+            following = SegmentHeader(header.store_id, header.number + 1, tail.next_seq, wall_time(), disk.boot_id())
+            headers = [*headers, following]
+            writer = writer.roll(following)
+    except BaseException:
+        disk.close(fd)
+        raise
+    report = RecoveryReport(
+        directory=directory,
+        created=False,
+        segments=len(headers),
+        first_segment=headers[0].number,
+        first_seq=headers[0].first_seq,
+        next_seq=tail.next_seq,
+        bytes=sealed_bytes + writer.end,
+        torn_bytes=size - tail.end,
+        torn_file=torn_name if tail.bad is not None else None,
+        torn_files=len(torn_names),
+    )
+    return Recovered(writer, header.store_id, report)
+
+
+def _keep_newest(disk: Disk, directory: str, torn_names: list[str]) -> list[str]:
+    for name in torn_names[:-TORN_FILES_MAX]:
+        disk.unlink(os.path.join(directory, name))
+    return torn_names[-TORN_FILES_MAX:]
