@@ -1,0 +1,46 @@
+"""How many items are sent ahead to a session: as many as make about TARGET_S of work.
+
+Short windows waste round trips; long ones cannot be taken back quickly and waste work when a session dies. A batch
+begins with one item and doubles. The cost of an item is taken as the larger of the last window's mean (with all
+that surrounds the program) and its slowest item, so that one slow item is enough to become careful.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TARGET_S: Final = 0.005
+ITEMS_MAX: Final = 1024
+INPUT_BYTES_MAX: Final = 256 << 10
+"""Bytes of input in one window; a single item may exceed it."""
+OVERDUE: Final = 4
+"""A window outstanding longer than this many targets is ended early when somebody waits."""
+
+
+class WindowSizer:
+    """The size of the next window; one for all sessions of a batch."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self.item_s: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<WindowSizer size={self.size} item_s={self.item_s}>"
+
+    def on_window(self, items: int, took_s: float, slowest_s: float) -> None:
+        """A window of `items` ended after `took_s`, all sessions alike."""
+        if items < 1:
+            return
+        self.item_s = max(took_s / items, slowest_s)
+        affordable = int(TARGET_S / self.item_s) if self.item_s > 0 else ITEMS_MAX
+        self.size = max(1, min(self.size * 2, affordable, ITEMS_MAX))
+
+
+def fitting(sizes: list[int]) -> int:
+    """How many of the items, whose inputs have these sizes in bytes, go into one window: at least one."""
+    total = 0
+    for count, size in enumerate(sizes):
+        total += size
+        if total > INPUT_BYTES_MAX and count:
+            return count
+    return len(sizes)
