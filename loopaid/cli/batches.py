@@ -1,0 +1,267 @@
+"""`loopai batch ...`: batches that belong to the daemon. Watching one, or ceasing to, changes nothing about it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from loopaid.cli import options as shared
+from loopaid.cli.exit_codes import ExitCode
+from loopaid.cli.items import ItemFile, open_items
+from loopaid.cli.objects import accepted_object, batch_object
+from loopaid.cli.render import print_list, print_object
+from loopaid.cli.results import is_selected, open_writer
+from loopaid.cli.settings import Settings, Verbs, pass_settings
+from loopaid.cli.watch import deliver, find_failures, finish
+from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.model import BatchState
+
+if TYPE_CHECKING:
+    from loopaid.client.blocking import BlockingClient
+
+_COLUMNS = "batch_id task version state total recorded success_count failure_count submitted_at total_duration_ms"
+_batch_id = click.argument("batch_id", metavar="ID")
+_only = click.option("--only", type=click.Choice(("ok", "failed")), help="Leave out the other results.")
+_cursor = click.option("--from", "cursor", type=click.IntRange(0), default=0, help="Go on behind this cursor.")
+_as_completed = click.option("--as-completed", is_flag=True, help="In the order of completion, not of submission.")
+_out = click.option("--out", type=click.Path(dir_okay=False), help="Write the results to this file.")
+
+
+@click.group(cls=Verbs)
+def batch() -> None:
+    """Submit batches and look at them. ID may be `last` or the beginning of an id."""
+
+
+@batch.command()
+@click.argument("task", metavar="TASK[@N]")
+@click.option("--language", type=shared.LANGUAGES, help="Refuse to run if the program is in another language.")
+@shared.batch_options
+@click.option("--wait", is_flag=True, help="Wait for the end and print the summary.")
+@click.option("--follow", is_flag=True, help="Print the results until the end.")
+@pass_settings
+def submit(
+    settings: Settings,
+    /,
+    task: str,
+    language: str | None,
+    items_path: str,
+    items_format: str,
+    out: str | None,
+    as_completed: bool,
+    dry_run: bool,
+    wait: bool,
+    follow: bool,
+    **given: Any,
+) -> ExitCode:
+    """Submit a file of items. The batch belongs to the daemon: it runs on when this command ends.
+
+    \b
+    Examples:
+      loopai batch submit email-category --items emails.jsonl
+      loopai batch submit email-category@3 --items emails.csv --follow > results.jsonl
+    """
+    key = {name: given.pop(name) for name in ("sampling_rate", "idempotency_key")}
+    options = shared.checked_options(**given)
+    name, version = shared.parse_task(task)
+    if wait and follow:
+        raise click.UsageError("--wait prints the summary, --follow the results: choose one")
+    if (out or as_completed) and not follow:
+        raise click.UsageError("--out and --as-completed say where results go: they need --follow")
+    shared.refuse_overwriting(out, items_path)
+    with open_items(items_path, items_format) as items:
+        if not items.count and not dry_run:
+            settings.note(f"{items.name} has no items: nothing to run")
+            return ExitCode.OK
+        with settings.client() as client:
+            if language or dry_run:
+                artifact = client.show_artifact(name, version)
+                version = artifact.version
+                _check_language(language, artifact.language, f"{name}@{version}")
+            if dry_run:
+                _print_plan(settings, f"{name}@{version}", items, options)
+                return ExitCode.OK
+            accepted = client.submit_batch(name, items, version=version, **key, **options)
+            if follow:
+                return _stream(client, settings, accepted.batch_id, out=out, as_completed=as_completed)
+            if wait:
+                settings.note(f"batch {accepted.batch_id} is accepted; Ctrl-C leaves it running")
+                return _wait(client, settings, accepted.batch_id)
+    print_object(settings, accepted_object(accepted), accepted.batch_id)
+    return ExitCode.OK
+
+
+@batch.command("list")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The newest so many.")
+@click.option("--state", type=click.Choice([state.value for state in BatchState]), help="Only those in this state.")
+@pass_settings
+def list_(settings: Settings, /, limit: int, state: str | None) -> None:
+    """List batches, the newest first.
+
+    \b
+    Example:
+      loopai batch list --state running
+    """
+    with settings.client() as client:
+        batches = client.list_batches(limit=limit, state=BatchState(state) if state else None)
+    print_list(settings, [batch_object(each) for each in batches], _COLUMNS, "batch_id")
+
+
+@batch.command()
+@_batch_id
+@pass_settings
+def show(settings: Settings, /, batch_id: str) -> None:
+    """Show a batch: its options, state and totals.
+
+    \b
+    Example:
+      loopai batch show last
+    """
+    with settings.client() as client:
+        summary = client.show_batch(batch_id)
+    print_object(settings, batch_object(summary), summary.batch_id)
+
+
+@batch.command()
+@_batch_id
+@_cursor
+@_only
+@_as_completed
+@_out
+@pass_settings
+def results(settings: Settings, /, batch_id: str, **how: Any) -> ExitCode:
+    """Print the results there are now, one per line. Exits with 0 whatever they say.
+
+    \b
+    Example:
+      loopai batch results last --only failed
+    """
+    with settings.client() as client:
+        _stream(client, settings, batch_id, follow=False, **how)
+    return ExitCode.OK
+
+
+@batch.command()
+@_batch_id
+@_cursor
+@_only
+@_as_completed
+@_out
+@pass_settings
+def follow(settings: Settings, /, batch_id: str, **how: Any) -> ExitCode:
+    """Print the results until the batch ends. Ctrl-C leaves it running and says how to go on.
+
+    \b
+    Example:
+      loopai batch follow last --from 1200
+    """
+    with settings.client() as client:
+        return _stream(client, settings, batch_id, **how)
+
+
+@batch.command()
+@_batch_id
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Give up after so many seconds.")
+@pass_settings
+def wait(settings: Settings, /, batch_id: str, timeout: float | None) -> ExitCode:
+    """Wait until a batch ends and print its summary. Exits with 4 when the time is over before.
+
+    \b
+    Example:
+      loopai batch wait last --timeout 60
+    """
+    with settings.client() as client:
+        return _wait(client, settings, batch_id, timeout)
+
+
+@batch.command()
+@_batch_id
+@click.option("--reason", default="", help="Recorded with the batch.")
+@pass_settings
+def cancel(settings: Settings, /, batch_id: str, reason: str) -> None:
+    """Cancel a batch: what has not run yet is recorded as cancelled.
+
+    \b
+    Example:
+      loopai batch cancel last --reason "wrong version"
+    """
+    with settings.client() as client:
+        reply = client.cancel_batch(batch_id, reason)
+    print_object(settings, {"batch_id": reply.batch_id, "state": reply.state}, reply.batch_id)
+
+
+def _check_language(expected: str | None, language: str, artifact: str) -> None:
+    if expected and expected != language:
+        raise LoopaidError(ErrorCode.INVALID_REQUEST, f"{artifact} is in {language}, not {expected}", path="--language")
+
+
+def _print_plan(settings: Settings, artifact: str, items: ItemFile, options: dict[str, Any]) -> None:
+    plan = {"dry_run": True, "artifact": artifact, "items": items.count, "options": options}
+    print_object(settings, plan, artifact)
+
+
+def _stream(
+    client: BlockingClient,
+    settings: Settings,
+    batch_id: str,
+    *,
+    cursor: int = 0,
+    only: str | None = None,
+    as_completed: bool = False,
+    out: str | None = None,
+    follow: bool = True,
+) -> ExitCode:
+    order: Literal["submission", "completed"] = "completed" if as_completed else "submission"
+    with client.results(batch_id, cursor=cursor, order=order, follow=follow) as stream:
+        try:
+            with open_writer(out, settings.output_of_results()) as writer:
+                chosen = is_selected(only) if only else None
+                failures = deliver(settings, stream.blocks(), writer, total=stream.batch.total, only=chosen)
+        except KeyboardInterrupt as interrupt:
+            words = ["--from", str(stream.cursor), *(["--as-completed"] if as_completed else [])]
+            interrupt.add_note(_goes_on(settings, stream.batch.batch_id, *words))
+            raise
+        summary = stream.summary
+    rest = settings.command("batch", "results", summary.batch_id, "--only", "failed")
+    return finish(settings, summary, failures, rest)
+
+
+def _wait(client: BlockingClient, settings: Settings, batch_id: str, timeout_s: float | None = None) -> ExitCode:
+    try:
+        with _time_limit(timeout_s):
+            summary = client.wait_batch(batch_id)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(_goes_on(settings, batch_id))
+        raise
+    except TimeoutError:
+        settings.note(f"batch {batch_id} had not ended after {timeout_s:g} s")
+        return ExitCode.WAIT_TIMED_OUT
+    print_object(settings, batch_object(summary), summary.batch_id)
+    rest = settings.command("batch", "results", summary.batch_id, "--only", "failed")
+    return finish(settings, summary, find_failures(client, summary), rest)
+
+
+def _goes_on(settings: Settings, batch_id: str, *words: str) -> str:
+    return f"the batch runs on; to follow it: {settings.command('batch', 'follow', batch_id, *words)}"
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise TimeoutError in this block after so many seconds: the one signal that a blocked read obeys."""
+
+    def expire(*_: object) -> None:
+        raise TimeoutError
+
+    if seconds is None:
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,125 @@
+"""`loopai status`, `loopai log ...`, `loopai bench`: about the daemon, its log, and how fast it is here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+import msgspec
+
+from loopaid.cli.embedded import run_daemon
+from loopaid.cli.exit_codes import ExitCode
+from loopaid.cli.objects import JsonObject, log_object, status_object
+from loopaid.cli.render import print_object
+from loopaid.cli.settings import Settings, Verb, Verbs, pass_settings
+from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.wire.messages import DaemonStatus
+
+_READY: Final = "ready"
+SCENARIOS: Final = ("throughput",)
+
+
+@click.command(cls=Verb)
+@pass_settings
+def status(settings: Settings) -> ExitCode:
+    """Show how the daemon is. Exits with 0 if it answers, takes work, and reports no problem.
+
+    \b
+    Example:
+      loopai status --output json
+    """
+    with settings.client() as client:
+        answer = client.status()
+    healthy = answer.state == _READY and not answer.problems
+    print_object(settings, status_object(answer, healthy=healthy), answer.state, _for_a_person(answer))
+    return ExitCode.OK if healthy else ExitCode.FAILED
+
+
+def _for_a_person(answer: DaemonStatus) -> JsonObject:
+    shown: JsonObject = {
+        "daemon": f"{answer.state}, pid {answer.pid}, loopaid {answer.software}, up {answer.uptime_s:.0f} s",
+        "problems": "; ".join(answer.problems) or "none",
+        "languages": _pairs(answer.languages),
+        "sandbox": answer.sandbox,
+        "batches": _pairs(answer.batches_by_state) or "none",
+        "connections": answer.connections,
+        "memory": f"{answer.rss_bytes / 1e6:.1f} MB",
+        "log": f"{answer.log.health}, {answer.durability}, {answer.log.records} records, "
+        f"{answer.log.bytes / 1e6:.1f} MB, {answer.log.free_bytes / 1e9:.1f} GB free",
+    }
+    for pool in answer.pools:
+        shown[f"pool {pool.language}"] = (
+            f"{pool.total} of {pool.size_max} sessions: {pool.active} active, {pool.idle} idle, {pool.spares} spare; "
+            f"{pool.created} created, {pool.reused} reused"
+        )
+    return shown
+
+
+def _pairs(counts: dict[str, str] | dict[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in counts.items())
+
+
+@click.group(cls=Verbs)
+def log() -> None:
+    """The append-only log that holds the records."""
+
+
+@log.command()
+@pass_settings
+def info(settings: Settings) -> None:
+    """Show the log's size, its counters and its health.
+
+    \b
+    Example:
+      loopai log info
+    """
+    with settings.client() as client:
+        described = client.log_info()
+    print_object(settings, log_object(described), described.directory)
+
+
+@log.command()
+@click.option(
+    "--state-dir", type=click.Path(exists=True, file_okay=False), help="The daemon's; it need not be running."
+)
+@pass_settings
+def verify(settings: Settings, state_dir: str | None) -> ExitCode:
+    """Read the whole log and check every frame. Exits with 1 if anything is wrong.
+
+    \b
+    Example:
+      loopai log verify --state-dir /var/lib/loopaid
+    """
+    if state_dir is None:
+        with settings.client() as client:
+            state_dir = client.log_info().directory
+    options = ["--config", settings.config] if settings.config else []
+    child = run_daemon("--verify-log", "--state-dir", state_dir, *options)
+    try:
+        report = msgspec.json.decode(child.stdout, type=dict)
+    except msgspec.DecodeError:
+        raise LoopaidError(
+            ErrorCode.INTERNAL_ERROR, f"loopaid --verify-log gave no report (exit status {child.returncode})"
+        ) from None
+    print_object(settings, report, state_dir)
+    return ExitCode.OK if child.returncode == 0 else ExitCode.FAILED
+
+
+@click.command(cls=Verb)
+@click.argument("name", type=click.Choice(SCENARIOS))
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="The median of so many runs.")
+@click.option("--items", type=click.IntRange(1), default=100_000, show_default=True, help="Items per run.")
+@click.option("--state-dir", type=click.Path(file_okay=False), help="Where to put the daemon's state: on a real disk.")
+@pass_settings
+def bench(settings: Settings, name: str, repeats: int, items: int, state_dir: str | None) -> int:
+    """Measure on this machine, with a daemon of its own. Prints the environment with the figures.
+
+    \b
+    Example:
+      loopai bench throughput --output json
+    """
+    from loopaid.bench.main import run
+
+    output = "table" if settings.output_of_objects() == "table" else "json"
+    exit_code: int = run(name, output=output, repeats=repeats, state_dir=state_dir, items=items)
+    return exit_code

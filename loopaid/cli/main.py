@@ -1,0 +1,125 @@
+"""The entry point of `loopai`: the tree of verbs, and how a failure is told and becomes an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from loopaid import __version__
+from loopaid.cli import batches, catalog, daemon_verbs, run
+from loopaid.cli.exit_codes import ExitCode, for_error
+from loopaid.cli.objects import error_object
+from loopaid.cli.render import json_text
+from loopaid.cli.settings import Settings, Verbs
+from loopaid.errors import ConfigError, ConnectionLost, DaemonUnreachable, ErrorInfo, LoopaidError, ProtocolViolation
+
+_ENVIRONMENT_ERRORS = {
+    ConfigError: ("BAD_CONFIGURATION", ExitCode.BAD_CONFIGURATION),
+    DaemonUnreachable: ("DAEMON_UNREACHABLE", ExitCode.UNREACHABLE),
+    ConnectionLost: ("CONNECTION_LOST", ExitCode.UNREACHABLE),
+    ProtocolViolation: ("PROTOCOL_VIOLATION", ExitCode.FAILED),
+    OSError: ("OS_ERROR", ExitCode.FAILED),
+    KeyboardInterrupt: ("INTERRUPTED", ExitCode.INTERRUPTED),
+}
+
+
+@click.group(cls=Verbs, name="loopai")
+@click.version_option(__version__, prog_name="loopai")
+def loopai() -> None:
+    """Run one stored program over many inputs, in warm sandboxed sessions, without losing a result.
+
+    \b
+    Example:
+      loopai run classify.py --items emails.jsonl > results.jsonl
+
+    \b
+    Exit codes:
+      0 ok             1 failed            2 usage, bad input    3 items failed
+      4 wait timed out 5 cancelled         69 no daemon          75 try again later
+      77 not permitted 78 bad configuration                      130 interrupted
+    """
+
+
+for _verb in (
+    run.run,
+    run.exec_,
+    catalog.task,
+    catalog.artifact,
+    batches.batch,
+    daemon_verbs.status,
+    daemon_verbs.log,
+    daemon_verbs.bench,
+):
+    loopai.add_command(_verb)
+
+
+def invoke(arguments: Sequence[str], settings: Settings) -> int:
+    """Run one command line and return its exit code. Nothing but a bug leaves as an exception."""
+    try:
+        with loopai.make_context("loopai", list(arguments), obj=settings) as context:
+            exit_code = int(loopai.invoke(context) or ExitCode.OK)
+            sys.stdout.flush()  # here a reader who went away can still be told from a bug
+            return exit_code
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        return _report_usage(settings, error)
+    except BrokenPipeError:
+        _forget_stdout()
+        return ExitCode.BROKEN_PIPE
+    except LoopaidError as error:
+        _report(settings, error.info(), error)
+        return for_error(error.code)
+    except (ConfigError, DaemonUnreachable, ConnectionLost, ProtocolViolation, OSError, KeyboardInterrupt) as error:
+        code, exit_code = next(known for kind, known in _ENVIRONMENT_ERRORS.items() if isinstance(error, kind))
+        _report(settings, ErrorInfo(code=code, message=_message(error)), error)
+        return exit_code
+
+
+def main() -> NoReturn:
+    # To be told to go is no crash: what Ctrl-C cleans up, a closed terminal and a supervisor clean up as well.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    sys.exit(invoke(sys.argv[1:], Settings()))
+
+
+def _report_usage(settings: Settings, error: click.ClickException) -> int:
+    if isinstance(error, click.UsageError) and error.ctx is not None and not settings.errors_as_json:
+        click.echo(error.ctx.get_usage(), err=True)
+        click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
+    _report(settings, ErrorInfo(code="USAGE", message=error.format_message()), error)
+    return ExitCode.USAGE
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or "interrupted"
+
+
+def _report(settings: Settings, info: ErrorInfo, error: BaseException) -> None:
+    """One error on stderr. What the code on its way added as notes belongs to the message."""
+    message = "; ".join((info.message, *getattr(error, "__notes__", ())))
+    if settings.errors_as_json:
+        told = ErrorInfo(code=info.code, message=message, path=info.path, retry_after_ms=info.retry_after_ms)
+        click.echo(json_text(error_object(told)), err=True)
+        return
+    place = f" (at {info.path})" if info.path and info.path not in message else ""
+    click.echo(f"loopai: {info.code}: {message}{place}", err=True)
+
+
+def _forget_stdout() -> None:
+    """The interpreter flushes stdout once more at its end; that must not fail again, in public."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""One line on a terminal that is written over and over: done, failed, items per second, time left."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import IO, Final
+
+_INTERVAL_S: Final = 0.1
+_ERASE_LINE: Final = "\r\x1b[K"
+
+
+class Progress:
+    """Shows nothing before the first `update`. Leaving the block erases the line."""
+
+    def __init__(self, total: int, stream: IO[str], clock: Callable[[], float] = monotonic) -> None:
+        self._total = total
+        self._stream = stream
+        self._clock = clock
+        self._began = clock()
+        self._shown_at: float | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown_at is not None:
+            self._stream.write(_ERASE_LINE)
+            self._stream.flush()
+
+    def update(self, done: int, failed: int) -> None:
+        now = self._clock()
+        if self._shown_at is not None and now - self._shown_at < _INTERVAL_S:
+            return
+        self._shown_at = now
+        columns = shutil.get_terminal_size().columns
+        self._stream.write(_ERASE_LINE + progress_text(done, failed, self._total, now - self._began)[: columns - 1])
+        self._stream.flush()
+
+
+def progress_text(done: int, failed: int, total: int, elapsed_s: float) -> str:
+    rate = done / elapsed_s if elapsed_s > 0 else 0.0
+    left = clock_text((total - done) / rate) if rate else "?"
+    return f"{done:,} of {total:,} done, {failed:,} failed, {rate:,.0f} items/s, {left} left"
+
+
+def clock_text(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def is_wanted(*, quiet: bool, results_on_stdout: bool) -> bool:
+    """Whether a line would be seen and would not run through results that scroll by on the same terminal."""
+    return not quiet and sys.stderr.isatty() and not (results_on_stdout and sys.stdout.isatty())

@@ -1,0 +1,132 @@
+"""Result streams: lines on stdout or in a file, and what is said about the items that did not succeed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, TYPE_CHECKING, Final
+
+import msgspec
+
+from loopaid.cli.render import printable
+from loopaid.model import BatchSummary, ItemStatus
+
+if TYPE_CHECKING:
+    from loopaid.client.results import Result
+
+EXAMPLES_MAX: Final = 3
+_OUTPUT_COLUMNS: Final = 100
+_encode: Final = msgspec.json.Encoder().encode
+_encode_lines: Final = msgspec.json.Encoder().encode_lines
+
+
+class ResultWriter:
+    """Writes blocks of results in one of the output modes; `written` counts them. Each block is flushed: its
+    reader may be waiting for it, and a reader who went away is noticed at once (BrokenPipeError)."""
+
+    def __init__(self, file: IO[bytes], output: str, *, is_stdout: bool) -> None:
+        self.written = 0
+        self.is_stdout = is_stdout
+        self._file = file
+        self._format = {"ndjson": _ndjson, "json": self._json_array, "table": _table, "quiet": _nothing}[output]
+
+    def write(self, results: list[Result]) -> None:
+        if results:
+            self._file.write(self._format(results))
+            self._file.flush()
+            self.written += len(results)
+
+    def _json_array(self, results: list[Result]) -> bytes:
+        texts = [_encode(result.as_dict()) for result in results]
+        return (b",\n" if self.written else b"[\n") + b",\n".join(texts)
+
+    def close_array(self) -> None:
+        self._file.write(b"\n]\n" if self.written else b"[]\n")
+        self._file.flush()
+
+
+@contextlib.contextmanager
+def open_writer(out: str | None, output: str) -> Iterator[ResultWriter]:
+    """Write to the file `out`, or to stdout. A JSON array is closed only when all went well."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(out, "wb")) if out else sys.stdout.buffer
+        writer = ResultWriter(file, output, is_stdout=out is None)
+        yield writer
+        if output == "json":
+            writer.close_array()
+
+
+class Failures:
+    """Counts of the items that did not succeed, per status and error type, and a few of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.kinds: Counter[tuple[str, str]] = Counter()
+        self.examples: list[Result] = []
+
+    def add(self, results: Iterable[Result]) -> None:
+        for result in results:
+            if not result.success:
+                self.count += 1
+                self.kinds[result.status, result.error.type if result.error else ""] += 1
+                if len(self.examples) < EXAMPLES_MAX:
+                    self.examples.append(result)
+
+    def report(self, *, verbose: bool) -> str:
+        """Several lines, without a newline at the end. With `verbose` the examples show all they have."""
+        lines = [f"{number:>8}  {status}  {kind}".rstrip() for (status, kind), number in self.kinds.most_common()]
+        if self.examples:
+            lines.append("for example:")
+        for result in self.examples:
+            lines.append(f"  {printable(result.id)}: {_what_happened(result)}")
+            if verbose:
+                lines += _details(result)
+        return "\n".join(lines)
+
+
+def summary_line(batch: BatchSummary) -> str:
+    """`batch b: 200 items in 1.20 s (166.7/s): 197 ok, 2 program_error, 1 timeout`."""
+    counts = ", ".join(f"{number} {status}" for status, number in batch.by_status.items() if number)
+    text = f"batch {batch.batch_id} {batch.state}: {batch.recorded} of {batch.total} items"
+    if batch.total_duration_ms:
+        seconds = batch.total_duration_ms / 1000
+        text += f" in {seconds:.2f} s ({batch.recorded / seconds:,.0f}/s)"
+    if batch.reason:
+        counts = f"{counts} ({printable(batch.reason)})" if counts else printable(batch.reason)
+    return f"{text}: {counts}" if counts else text
+
+
+def is_selected(only: str) -> Callable[[Result], bool]:
+    """The filter that `--only` names."""
+    return lambda result: result.success is (only == "ok")
+
+
+def _what_happened(result: Result) -> str:
+    if result.error is None:
+        return str(result.status)
+    return printable(f"{result.status}: {result.error.type}: {result.error.message}")
+
+
+def _details(result: Result) -> list[str]:
+    texts = (result.error.traceback if result.error else "", result.stdout, result.stderr)
+    return [f"      {printable(line)}" for text in texts for line in text.splitlines()]
+
+
+def _ndjson(results: list[Result]) -> bytes:
+    return _encode_lines([result.as_dict() for result in results])
+
+
+def _nothing(results: list[Result]) -> bytes:
+    return b""
+
+
+def _table(results: list[Result]) -> bytes:
+    """Columns of fixed width: a table that can begin before its last row is known."""
+    lines = []
+    for result in results:
+        shown = _encode(result.output).decode() if result.status == ItemStatus.OK else _what_happened(result)
+        latency = f"{result.latency_ms:.3f} ms"
+        lines.append(f"{printable(result.id):<24} {result.status:<14} {latency:>14}  {shown[:_OUTPUT_COLUMNS]}\n")
+    return "".join(lines).encode()
