@@ -36,7 +36,12 @@ class LocalProvider:
     """Implements `loopaid.providers.base.Provider`. Use `open_local_provider`."""
 
     def __init__(
-        self, config: Config, spec: SandboxSpec, toolchain: PythonToolchain | None, problem: str | None, notes: list[str]
+        self,
+        config: Config,
+        spec: SandboxSpec,
+        toolchain: PythonToolchain | None,
+        problem: str | None,
+        notes: list[str],
     ) -> None:
         self.notes = notes
         self._config = config
@@ -98,8 +103,7 @@ class LocalProvider:
                 stdout=stdout,
                 stderr=stderr,
                 pass_fds=[*inherited, *files],
-                env=self._environment(toolchain, inherited) if self._spec.kind == "none" else {},
-                **spawn_options(self._spec),
+                **spawn_options(self._spec, environment=self._environment(toolchain, inherited)),
             )
         except OSError as error:
             pipes.close()
@@ -189,7 +193,7 @@ def _find(config: Config, run_as: int | None) -> tuple[SandboxSpec, PythonToolch
 def _prepare(config: Config) -> LocalProvider:
     if config.sandbox.kind == "none":
         toolchain = find_python(config.pool.python.interpreter, config.pool.python.environment)
-        note = "programs run UNCONFINED: [sandbox] kind = \"none\""
+        note = 'programs run UNCONFINED: [sandbox] kind = "none"'
         return LocalProvider(config, SandboxSpec(kind="none"), toolchain, None, [note])
     run_as = host_identity(os.geteuid())
     notes: list[str] = []

