@@ -1,0 +1,196 @@
+"""One round of decisions: everybody who lacks a session gets one, or has one on its way, or is told when.
+
+The first of a language who gets nothing ends its turn: whoever comes behind is entitled to no more, so only
+sessions of their own key may still serve them. This keeps a round at O(sessions), however many claims wait.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from itertools import chain
+from math import inf
+
+from loopaid.core.actions import CloseReason, YieldReason
+from loopaid.core.claims import Claim, SessionKey
+from loopaid.core.ledger import Ledger
+from loopaid.core.sessions import Pool, Session
+from loopaid.core.shares import entitled_at, evictable_at, preference, takeable_at
+
+
+class Round:
+    """`run` once and read `wake`: when time alone will change a decision (infinity: it will not).
+
+    What is on its way already is counted first and used up by those who wait, so nobody asks for it twice.
+    """
+
+    def __init__(self, ledger: Ledger, now: float) -> None:
+        self.wake = inf
+        self._ledger = ledger
+        self._now = now
+        self._slice_s = ledger.limits.slice_ms / 1000
+        self._stuck: set[str] = set()
+        self._starting = {pool.language: len(pool.starting) for pool in ledger.pools.values()}
+        self._coming: Counter[SessionKey | str] = Counter()
+        self._entering: Counter[str] = Counter()  # of those, slots that come from another language
+        for pool in ledger.pools.values():
+            for session in chain(pool.stopping.values(), pool.yielding.values()):
+                if session.meant_for is not None:
+                    self._coming[session.meant_for] += 1
+                    self._note_entering(pool, session.meant_for)
+
+    def run(self) -> None:
+        served = self._serve_first()
+        self._serve_more(served)
+        for pool in self._ledger.pools.values():
+            self.warm(pool, pool.limits.warm_min)
+
+    def warm(self, pool: Pool, count: int) -> None:
+        """Start what is missing to `count` spares, as far as there is room."""
+        for _ in range(count - len(pool.spares) - self._starting[pool.language]):
+            if not self._start(pool):
+                return
+
+    def _serve_first(self) -> list[Claim]:
+        """Those who hold nothing. Answers those who still hold nothing but have something on its way."""
+        pools = self._ledger.pools
+        enough = self._ledger.limits.sessions_max + 1  # every one served uses up a session
+        served: dict[Claim, None] = {}
+        for _, _, claim in heapq.merge(*(pool.waiting.first(enough) for pool in pools.values())):
+            if claim.language not in self._stuck:
+                if self._provide(claim, 0):
+                    served[claim] = None
+                else:
+                    self._stuck.add(claim.language)
+        for pool in [pool for pool in pools.values() if pool.language in self._stuck]:
+            sessions = [*pool.idle.values(), *pool.active.values(), *pool.yielding.values()]
+            for key in dict.fromkeys(session.key for session in sessions):
+                assert key is not None
+                for _, _, claim in pool.waiting.first_of(key, enough):
+                    if claim in served:
+                        continue
+                    if not self._provide(claim, 0):
+                        break
+                    served[claim] = None
+        return [claim for claim in served if claim.held == 0]
+
+    def _serve_more(self, served: list[Claim]) -> None:
+        """Those who want more than they hold: one session at a time, to the one who has least of those first in
+        priority."""
+        order = [(-c.priority, 1, c.number, c.wanted - 1, c) for c in served if c.wanted > 1]
+        order += [(-c.priority, c.keeping, c.number, c.wanted - c.held, c) for c in self._ledger.growing]
+        heapq.heapify(order)
+        while order:
+            priority, having, number, lacking, claim = heapq.heappop(order)
+            if self._provide(claim, having):
+                if lacking > 1:
+                    heapq.heappush(order, (priority, having + 1, number, lacking - 1, claim))
+            else:
+                self._stuck.add(claim.language)
+
+    def _provide(self, claim: Claim, having: int) -> bool:
+        """Get one session for `claim`, now or on its way. False: nothing can be done before `wake`."""
+        pool = self._ledger.pools[claim.language]
+        if session := pool.idle_for(claim.key):
+            self._ledger.grant(session, claim, self._now)
+            return True
+        if claim.language in self._stuck:
+            return self._use_up(claim.key) or self._take(claim, having, own_key=True)
+        if pool.spares:
+            self._ledger.grant(next(iter(pool.spares.values())), claim, self._now)
+            return True
+        if self._starting[claim.language]:
+            self._starting[claim.language] -= 1
+            return True
+        if self._start(pool) or self._use_up(claim.key):
+            return True
+        if not self._may_start(pool):
+            return self._take(claim, having, own_key=True)
+        return self._use_up(claim.language) or self._evict(claim, having) or self._take(claim, having)
+
+    def _start(self, pool: Pool) -> bool:
+        room = len(pool.sessions) < pool.limits.size_max and self._ledger.free_slots > 0
+        if not room or not self._may_start(pool):
+            return False
+        self._ledger.start(pool, self._now)
+        return True
+
+    def _may_start(self, pool: Pool) -> bool:
+        if self._now < pool.retry_at:
+            self.wake = min(self.wake, pool.retry_at)
+        return pool.may_start(self._now)
+
+    def _use_up(self, meant_for: SessionKey | str) -> bool:
+        if self._coming[meant_for] == 0:
+            return False
+        self._coming[meant_for] -= 1
+        return True
+
+    def _evict(self, claim: Claim, having: int) -> bool:
+        """Close the least recently used idle session that nobody has a better right to, own language first."""
+        wake = inf
+        for session in self._evictable(claim, having):
+            due = evictable_at(claim, having, session, self._rival(session))
+            if due <= self._now:
+                self._ledger.close(session, CloseReason.EVICTED, meant_for=claim.language)
+                self._note_entering(self._ledger.pools[session.language], claim.language)
+                return True
+            wake = min(wake, due)
+        self.wake = min(self.wake, wake)
+        return False
+
+    def _evictable(self, claim: Claim, having: int) -> list[Session]:
+        pool, *others = self._pools_with_room_for(claim)
+        idle = [session for other in others for session in other.idle.values()]
+        idle.sort(key=lambda session: session.idle_since)
+        for other in others:  # the last of all: warm spares, and those that were promised only for a first session
+            surplus = len(other.spares) - (other.limits.warm_min if having else 0)
+            idle += list(other.spares.values())[: max(0, surplus)]
+        return [*pool.idle.values(), *idle]
+
+    def _rival(self, session: Session) -> Claim | None:
+        """The first of those who could use this idle session as it is."""
+        if session.key is None:
+            return None
+        if waiting := self._ledger.pools[session.language].waiting.first_of(session.key, 1):
+            return waiting[0][2]
+        growing = [claim for claim in self._ledger.growing if claim.key == session.key]
+        return min(growing, key=lambda claim: (-claim.priority, claim.keeping), default=None)
+
+    def _take(self, claim: Claim, having: int, *, own_key: bool = False) -> bool:
+        """Ask a lease back from a batch that has more than its share, compared with `claim`."""
+        takeable, wake = [], inf
+        for pool in self._pools_with_room_for(claim):
+            for lease in pool.active.values():
+                if lease.claim is claim or (own_key and lease.key != claim.key):
+                    continue
+                due = takeable_at(claim, having, lease, self._slice_s)
+                if due <= self._now:
+                    takeable.append(lease)
+                wake = min(wake, due)
+        if not takeable:
+            self.wake = min(self.wake, wake)
+            return False
+        lease = min(takeable, key=lambda lease: preference(claim, lease))
+        holder = lease.claim
+        assert holder is not None
+        _, strict = entitled_at(claim, having, holder)
+        if strict <= self._now:
+            reason = YieldReason.PRIORITY
+        else:
+            reason = YieldReason.SHARE if holder.keeping >= 2 else YieldReason.TURN
+        self._ledger.ask_back(lease, reason, meant_for=claim.key if lease.key == claim.key else claim.language)
+        self._note_entering(self._ledger.pools[lease.language], claim.language)
+        return True
+
+    def _pools_with_room_for(self, claim: Claim) -> list[Pool]:
+        """Its own pool, and all others too if only the common cap stands in its way."""
+        pools = self._ledger.pools
+        pool = pools[claim.language]
+        if len(pool.sessions) + self._entering[claim.language] >= pool.limits.size_max:
+            return [pool]
+        return [pool, *(other for other in pools.values() if other is not pool)]
+
+    def _note_entering(self, pool: Pool, meant_for: SessionKey | str) -> None:
+        if isinstance(meant_for, str) and meant_for != pool.language:
+            self._entering[meant_for] += 1
