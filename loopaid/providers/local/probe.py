@@ -99,6 +99,7 @@ _COMPLAINTS: Final = (
     ("Can't mount proc", ProbeReason.PROC_MOUNT_DENIED),
     ("/proc/sys/kernel/overflow", ProbeReason.PROC_MOUNT_DENIED),
     ("loopback: ", ProbeReason.NETLINK_DENIED),
+    ("PR_SET_SECCOMP", ProbeReason.SECCOMP_FAILED),
     ("seccomp", ProbeReason.SECCOMP_FAILED),
     ("Failed to make / slave", ProbeReason.MOUNT_DENIED),
     ("pivot_root", ProbeReason.MOUNT_DENIED),

@@ -36,7 +36,8 @@ def open_fds() -> list[int]:
 
 def status() -> dict[str, str]:
     with open("/proc/self/status") as lines:
-        return dict(line.rstrip("\n").split(":\t", 1) for line in lines if ":\t" in line)
+        fields = dict(line.split() for line in lines if line.startswith(("Cap", "NoNewPrivs", "Seccomp")))
+    return {name.rstrip(":"): value for name, value in fields.items()}
 
 
 def interfaces() -> list[str]:
