@@ -40,7 +40,7 @@ from loopaid.wire.events import (
     ServerEvent,
 )
 from loopaid.wire.frames import REQUEST_ID_MAX, Frame, FrameKind, FrameReader, encode_frame
-from loopaid.wire.messages import AddItems, Hello, Request, SubmitBatch, decode_request, encode
+from loopaid.wire.messages import UNDECODABLE, AddItems, Hello, Request, SubmitBatch, decode_request, encode
 
 CONNECTION: Final = 0
 """The request id that stands for the connection itself."""
@@ -49,7 +49,6 @@ CREDIT_BYTES_MAX: Final = 1 << 40
 _REASON_CHARS_MAX: Final = 500
 """A reason may quote the request, and an ERROR has to fit a frame and somebody's screen."""
 _BULK_REQUESTS: Final = (AddItems, SubmitBatch)
-_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decode_hello: Final = msgspec.msgpack.Decoder(Hello).decode
 _decode_error: Final = msgspec.msgpack.Decoder(ErrorInfo).decode
 _decode_credit: Final = msgspec.msgpack.Decoder(Annotated[int, msgspec.Meta(ge=1, le=CREDIT_BYTES_MAX)]).decode
@@ -90,11 +89,6 @@ class _Connection:
         """How many bytes of items the client may still send; below 1 it has to wait."""
         return self._upload_credit
 
-    @property
-    def may_end_here(self) -> bool:
-        """Whether the stream ending now would cut no frame in two."""
-        return not self._frames.has_partial_frame
-
     def is_in_flight(self, request_id: int) -> bool:
         return request_id in self._in_flight
 
@@ -111,7 +105,7 @@ class _Connection:
             raise ProtocolViolation("a second HELLO")
         try:
             peer = _decode_hello(frame.body)
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             raise ProtocolViolation(f"a HELLO that does not decode: {error}") from None
         ours = self._hello
         if min(ours.protocol_max, peer.protocol_max) < max(ours.protocol_min, peer.protocol_min):
@@ -138,7 +132,7 @@ class ServerConnection(_Connection):
         super().__init__(hello)
         self._upload_credit = hello.upload_credit
 
-    def receive_data(self, data: bytes) -> list[ServerEvent]:
+    def receive_data(self, data: bytes | bytearray) -> list[ServerEvent]:
         """Return what `data` completes, in order. Raises ProtocolViolation."""
         events = [self._on_frame(frame) for frame in self._frames.feed(data)]
         return [event for event in events if event is not None]
@@ -208,7 +202,7 @@ class ServerConnection(_Connection):
         self._in_flight[frame.request_id] = 0
         try:
             request = decode_request(frame.body)
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             return BadRequest(frame.request_id, _invalid_request(error, frame.request_id))
         if isinstance(request, _BULK_REQUESTS) and not frame.bulk:
             raise ProtocolViolation("items sent past the credit")
@@ -228,7 +222,7 @@ class ClientConnection(_Connection):
         super().__init__(hello)
         self._last_request_id = 0
 
-    def receive_data(self, data: bytes) -> list[ClientEvent]:
+    def receive_data(self, data: bytes | bytearray) -> list[ClientEvent]:
         """Return what `data` completes, in order. Raises ProtocolViolation."""
         events = [self._on_frame(frame) for frame in self._frames.feed(data)]
         return [event for event in events if event is not None]
@@ -304,14 +298,14 @@ def _credit_in(frame: Frame) -> int:
     try:
         nbytes: int = _decode_credit(frame.body)
         return nbytes
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise ProtocolViolation(f"a CREDIT that does not decode: {error}") from None
 
 
 def _error_in(frame: Frame) -> ErrorInfo:
     try:
         return _decode_error(frame.body)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise ProtocolViolation(f"an ERROR that does not decode: {error}") from None
 
 

@@ -84,12 +84,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._partial = bytearray()
 
-    @property
-    def has_partial_frame(self) -> bool:
-        """Whether the stream may not end here."""
-        return bool(self._partial)
-
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes | bytearray) -> list[Frame]:
         """Return the frames that `data` completes.
 
         Raises ProtocolViolation at the first impossible header. The stream cannot be trusted from there on, and

@@ -7,10 +7,11 @@ the hot path: an array that carries a block of the log unchanged.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
+from loopaid.errors import ProtocolViolation
 from loopaid.model import BatchOptions, BatchState, BatchSummary, Language, PoolStatistics, Shape
 from loopaid.wire.rows import Block
 
@@ -379,6 +380,18 @@ REPLY_TYPES: Final[dict[type[Request], type[msgspec.Struct]]] = {
     GetLogInfo: LogInfo,
 }
 
+UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be."""
+T = TypeVar("T")
+
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(AnyRequest).decode
 decode_result_block: Final = msgspec.msgpack.Decoder(ResultBlock).decode
+
+
+def decode_reply(body: bytes, reply_type: type[T]) -> T:
+    """Decode the body of a REPLY, END or EVENT. Raises ProtocolViolation: the daemon sends no other shape."""
+    try:
+        return msgspec.msgpack.decode(body, type=reply_type)
+    except UNDECODABLE as error:
+        raise ProtocolViolation(f"a {reply_type.__name__} that does not decode: {error}") from None

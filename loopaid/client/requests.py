@@ -1,0 +1,191 @@
+"""From what a caller hands over to what stands on the wire. Both clients build their requests here.
+
+Items are consumed one by one and leave as chunks, so a million of them are never in memory together. What cannot
+be an item is refused with its place, `items[17].input.score`, before anything of its chunk is sent.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import Final, TypedDict, TypeVar
+
+import msgspec
+
+from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.model import ITEM_ID_BYTES_MAX, BatchOptions, BatchState, Isolation, Item, Language, Shape
+from loopaid.wire.messages import CHUNK_BYTES_TARGET, ITEMS_PER_CHUNK_MAX, Exec, ItemsChunk, ListBatches, PushArtifact
+
+E = TypeVar("E", bound=enum.Enum)
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class OptionArguments(TypedDict, total=False):
+    """The keyword arguments that become `BatchOptions`; what is left out has the default there."""
+
+    max_concurrency: int
+    stop_on_first_error: bool
+    timeout_ms: int
+    priority: int
+    isolation: Isolation | str
+    provider: str
+
+
+def batch_options(arguments: OptionArguments) -> BatchOptions:
+    """Check and convert. Raises LoopaidError that names the option."""
+    try:
+        options = msgspec.convert(arguments, BatchOptions)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        path = f"options.{place.rstrip('`')}" if place else "options"
+        raise LoopaidError(ErrorCode.INVALID_REQUEST, reason, path=path) from None
+    options.check()
+    return options
+
+
+def push_request(
+    task: str, source: str, language: str, shape: str | None, *, activate: bool, if_changed: bool
+) -> PushArtifact:
+    return PushArtifact(
+        task=task,
+        source=source,
+        language=_one_of(Language, language, "language", ErrorCode.UNSUPPORTED_LANGUAGE),
+        shape=None if shape is None else _one_of(Shape, shape, "shape"),
+        activate=activate,
+        if_changed=if_changed,
+    )
+
+
+def list_batches_request(limit: int, state: str | None) -> ListBatches:
+    return ListBatches(limit=limit, state=None if state is None else _one_of(BatchState, state, "state"))
+
+
+def exec_request(
+    task: str,
+    value: object,
+    version: int | None,
+    item_id: str | None,
+    options: OptionArguments,
+    *,
+    force_validation: bool,
+    input_bytes_max: int,
+) -> Exec:
+    return Exec(
+        task=task,
+        input=encode_input(value, input_bytes_max),
+        version=version,
+        options=batch_options(options),
+        item_id=item_id,
+        force_validation=force_validation,
+    )
+
+
+def _one_of(kind: type[E], value: str, path: str, code: ErrorCode = ErrorCode.INVALID_REQUEST) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(str(member.value) for member in kind)
+        raise LoopaidError(code, f"{path} is one of {known}; not {value!r}", path=path) from None
+
+
+def chunks(items: Iterable[object], input_bytes_max: int) -> Iterator[ItemsChunk]:
+    """Encode items and cut them into chunks; at least one, which is empty if there are no items.
+
+    An item is an `Item` or just its input. Inputs are whatever msgspec writes as JSON; `msgspec.Raw` is taken as
+    JSON text as it stands, which must be one line. Raises LoopaidError for the first item that is none.
+
+    >>> [chunk.inputs for chunk in chunks([{"n": 1}, Item(input="two", id="b"), msgspec.Raw(b"[3]")], 0)]
+    [b'{"n":1}\\n"two"\\n[3]']
+    """
+    first = size = 0
+    inputs: list[bytes] = []
+    ids: dict[int, str] = {}
+    forced: list[int] = []
+    for index, item in enumerate(items):
+        encoded = encode_input(item.input if isinstance(item, Item) else item, input_bytes_max, index)
+        if inputs and (len(inputs) == ITEMS_PER_CHUNK_MAX or size + len(encoded) > CHUNK_BYTES_TARGET):
+            yield _chunk(first, inputs, ids, forced)
+            first, size = index, 0
+            inputs, ids, forced = [], {}, []
+        if isinstance(item, Item):
+            if item.id is not None:
+                ids[index] = _item_id(item.id, index)
+            if item.force_validation:
+                forced.append(index - first)
+        inputs.append(encoded)
+        size += len(encoded)
+    if inputs or first == 0:
+        yield _chunk(first, inputs, ids, forced)
+
+
+def chunk_from(chunk: ItemsChunk, first: int) -> ItemsChunk:
+    """The part of a chunk that begins at item `first` of the batch."""
+    skipped = first - chunk.first
+    return ItemsChunk(
+        first=first,
+        count=chunk.count - skipped,
+        inputs=b"\n".join(chunk.inputs.split(b"\n")[skipped:]),
+        ids=chunk.ids and chunk.ids[skipped:],
+        forced=[position - skipped for position in chunk.forced if position >= skipped],
+    )
+
+
+def encode_input(value: object, input_bytes_max: int, index: int | None = None) -> bytes:
+    """Write one input, that of item `index`, as one line of JSON. Raises LoopaidError(INVALID_REQUEST, LIMIT_EXCEEDED).
+
+    `input_bytes_max` 0 means that the daemon has not told its limit.
+    """
+    try:
+        encoded = _encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _refused(index, f"not writable as JSON: {error}") from None
+    # msgspec writes NaN and the infinities as null. Looking closer only where a null is costs nothing elsewhere.
+    if b"null" in encoded and (path := _path_of_non_finite(value)) is not None:
+        raise _refused(index, "JSON has no word for NaN and infinity", path)
+    if b"\n" in encoded or b"\r" in encoded:
+        raise _refused(index, "JSON text has to be one line")
+    if len(encoded) > input_bytes_max > 0:
+        message = f"an input of {len(encoded)} bytes; at most {input_bytes_max} are allowed"
+        raise _refused(index, message, code=ErrorCode.LIMIT_EXCEEDED)
+    return encoded
+
+
+def _refused(
+    index: int | None, message: str, path: str = "", code: ErrorCode = ErrorCode.INVALID_REQUEST
+) -> LoopaidError:
+    return LoopaidError(code, message, path=("input" if index is None else f"items[{index}].input") + path)
+
+
+def _chunk(first: int, inputs: list[bytes], ids: dict[int, str], forced: list[int]) -> ItemsChunk:
+    return ItemsChunk(
+        first=first,
+        count=len(inputs),
+        inputs=b"\n".join(inputs),
+        ids=[ids.get(index) or str(index) for index, _ in zip(count(first), inputs, strict=False)] if ids else None,
+        forced=forced,
+    )
+
+
+def _item_id(item_id: object, index: int) -> str:
+    if isinstance(item_id, int) and not isinstance(item_id, bool):
+        item_id = str(item_id)
+    if not isinstance(item_id, str) or not 1 <= len(item_id.encode(errors="replace")) <= ITEM_ID_BYTES_MAX:
+        message = f"an id is an integer or a text of 1 to {ITEM_ID_BYTES_MAX} bytes"
+        raise LoopaidError(ErrorCode.INVALID_REQUEST, message, path=f"items[{index}].id")
+    return item_id
+
+
+def _path_of_non_finite(value: object) -> str | None:
+    """Where in a value a float is NaN or infinite; None if nowhere."""
+    pending = [("", msgspec.to_builtins(value, enc_hook=lambda raw: None))]
+    while pending:
+        path, node = pending.pop()
+        if isinstance(node, float) and node - node != 0.0:
+            return path
+        if isinstance(node, dict):
+            pending += [(f"{path}.{key}", child) for key, child in node.items()]
+        elif isinstance(node, list | tuple):
+            pending += [(f"{path}[{position}]", child) for position, child in enumerate(node)]
+    return None
