@@ -84,7 +84,8 @@ def submit(
             if dry_run:
                 _print_plan(settings, f"{name}@{version}", items, options)
                 return ExitCode.OK
-            accepted = client.submit_batch(name, items, version=version, **key, **options)
+            with items.naming_lines():
+                accepted = client.submit_batch(name, items, version=version, **key, **options)
             if follow:
                 return _stream(client, settings, accepted.batch_id, out=out, as_completed=as_completed)
             if wait:

@@ -35,6 +35,8 @@ _BY_ERROR: Final = {
     ErrorCode.INVALID_CONCURRENCY: ExitCode.USAGE,
     ErrorCode.INVALID_TIMEOUT: ExitCode.USAGE,
     ErrorCode.DUPLICATE_ITEM_ID: ExitCode.USAGE,
+    ErrorCode.LIMIT_EXCEEDED: ExitCode.USAGE,
+    ErrorCode.FRAME_TOO_LARGE: ExitCode.USAGE,
     ErrorCode.CANCELLED: ExitCode.CANCELLED,
     ErrorCode.QUEUE_FULL: ExitCode.TRY_LATER,
     ErrorCode.POOL_EXHAUSTED: ExitCode.TRY_LATER,

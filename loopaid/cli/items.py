@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import itertools
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -33,6 +35,7 @@ LINE_BYTES_MAX: Final = 16 << 20
 _BOM: Final = b"\xef\xbb\xbf"
 _KEYS: Final = frozenset(("id", "input", "force_validation"))
 _BUCKETS: Final = 256
+_INDEX: Final = re.compile(r"items\[([0-9]+)\]")
 
 
 class _ItemLine(msgspec.Struct, forbid_unknown_fields=True):
@@ -59,6 +62,19 @@ class ItemFile:
 
     def __iter__(self) -> Iterator[Item]:
         return (item for _, item in self._numbered())
+
+    @contextlib.contextmanager
+    def naming_lines(self) -> Iterator[None]:
+        """Say `file:line` in an error of this block that knows an item by its index only."""
+        try:
+            yield
+        except LoopaidError as error:
+            found = _INDEX.match(error.path or "")
+            if found is None:
+                raise
+            line, _ = next(itertools.islice(self._numbered(), int(found[1]), None))
+            named = _bad_line(self.name, line, error.message)
+            raise LoopaidError(error.code, named.message, path=named.path) from None
 
     def _numbered(self) -> Iterator[_NumberedItem]:
         self._file.seek(0)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 import click
@@ -68,6 +69,7 @@ def invoke(arguments: Sequence[str], settings: Settings) -> int:
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:
+        settings.output = settings.output or _output_in(arguments)
         return _report_usage(settings, error)
     except BrokenPipeError:
         _forget_stdout()
@@ -87,6 +89,12 @@ def main() -> NoReturn:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     sys.exit(invoke(sys.argv[1:], Settings()))
+
+
+def _output_in(arguments: Sequence[str]) -> str | None:
+    """What `--output` says on a command line that could not be parsed to its end."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return next((value for option, value in pairwise(words) if option == "--output"), None)
 
 
 def _report_usage(settings: Settings, error: click.ClickException) -> int:

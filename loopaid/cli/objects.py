@@ -19,11 +19,11 @@ JsonObject = dict[str, Any]
 
 
 def iso_time(seconds: float | None) -> str | None:
-    """Unix seconds as `2024-01-31T12:00:00.000Z`."""
+    """Unix seconds as `2024-01-31T12:00:00.000000Z`."""
     if seconds is None:
         return None
     moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def task_object(task: TaskInfo) -> JsonObject:

@@ -8,18 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Final
 
-import msgspec
-
 from loopaid.cli.render import printable
-from loopaid.model import BatchSummary, ItemStatus
+from loopaid.model import BatchSummary
 
 if TYPE_CHECKING:
     from loopaid.client.results import Result
 
 EXAMPLES_MAX: Final = 3
 _OUTPUT_COLUMNS: Final = 100
-_encode: Final = msgspec.json.Encoder().encode
-_encode_lines: Final = msgspec.json.Encoder().encode_lines
 
 
 class ResultWriter:
@@ -39,7 +35,7 @@ class ResultWriter:
             self.written += len(results)
 
     def _json_array(self, results: list[Result]) -> bytes:
-        texts = [_encode(result.as_dict()) for result in results]
+        texts = [result.to_json() for result in results]
         return (b",\n" if self.written else b"[\n") + b",\n".join(texts)
 
     def close_array(self) -> None:
@@ -115,7 +111,7 @@ def _details(result: Result) -> list[str]:
 
 
 def _ndjson(results: list[Result]) -> bytes:
-    return _encode_lines([result.as_dict() for result in results])
+    return b"".join([result.to_json() + b"\n" for result in results])
 
 
 def _nothing(results: list[Result]) -> bytes:
@@ -126,7 +122,7 @@ def _table(results: list[Result]) -> bytes:
     """Columns of fixed width: a table that can begin before its last row is known."""
     lines = []
     for result in results:
-        shown = _encode(result.output).decode() if result.status == ItemStatus.OK else _what_happened(result)
+        shown = printable(result.output_json.decode()) if result.success else _what_happened(result)
         latency = f"{result.latency_ms:.3f} ms"
         lines.append(f"{printable(result.id):<24} {result.status:<14} {latency:>14}  {shown[:_OUTPUT_COLUMNS]}\n")
     return "".join(lines).encode()

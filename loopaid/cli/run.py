@@ -98,7 +98,7 @@ def _run_attached(
     if daemon:
         daemon.used = True
     try:
-        with client.run_batch(program.task, items, version=artifact.version, **how) as batch:
+        with items.naming_lines(), client.run_batch(program.task, items, version=artifact.version, **how) as batch:
             failures = deliver(settings, batch.blocks(), writer, total=items.count)
             summary = batch.summary
     except KeyboardInterrupt as interrupt:
@@ -179,7 +179,9 @@ def exec_(settings: Settings, /, task: str, text: str, item_id: str | None, **gi
         raise LoopaidError(ErrorCode.INVALID_REQUEST, f"the input is not JSON: {error}", path="--input") from None
     with settings.client() as client:
         result = client.exec(name, value, version=version, item_id=item_id, **options)
-    print_object(settings, result.as_dict(), result.batch_id)
+    described = result.as_dict()
+    exact = described | {"output": msgspec.Raw(result.output_json)}
+    print_object(settings, exact, result.batch_id, described)
     if result.success:
         return ExitCode.OK
     return ExitCode.CANCELLED if result.status == ItemStatus.CANCELLED else ExitCode.ITEMS_FAILED
