@@ -6,48 +6,26 @@ A call that is cancelled tells the daemon so and is forgotten; the connection go
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Final, Literal, Unpack
+from typing import Concatenate, Literal, ParamSpec, TypeVar, Unpack
 
 import trio
 
 from loopaid.client.aio_driver import Driver, open_driver
-from loopaid.client.calls import unreachable
-from loopaid.client.flows import call, execution, submission
-from loopaid.client.requests import OptionArguments, exec_request, list_batches_request, push_request
+from loopaid.client.calls import CANCEL_TIMEOUT_S, unreachable
+from loopaid.client.flows import Flow
+from loopaid.client.requests import OptionArguments
 from loopaid.client.results import WINDOW_BYTES, Result, ResultReader
+from loopaid.client.verbs import Verbs
 from loopaid.config import client_socket_candidates
 from loopaid.errors import ConnectionLost, LoopaidError, ProtocolViolation
-from loopaid.model import BatchState, BatchSummary
-from loopaid.wire.messages import (
-    ActivateArtifact,
-    ArtifactInfo,
-    ArtifactList,
-    BatchAccepted,
-    BatchList,
-    CancelBatch,
-    CancelRequested,
-    DaemonStatus,
-    GetLogInfo,
-    GetStatus,
-    Hello,
-    ListArtifacts,
-    ListTasks,
-    LogInfo,
-    PutTask,
-    Results,
-    ShowArtifact,
-    ShowBatch,
-    ShowTask,
-    TaskInfo,
-    TaskList,
-    WaitBatch,
-)
+from loopaid.wire.messages import Hello, Results
 
-CANCEL_TIMEOUT_S: Final = 5.0
-"""How long leaving a batch early may take; the daemon cancels it anyway when the connection goes."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -77,15 +55,26 @@ async def open_client(path: str | Path | None = None) -> AsyncIterator[Client]:
     raise unreachable(tried)
 
 
+def _verb(
+    verb: Callable[Concatenate[Verbs, P], Flow[T]],
+) -> Callable[Concatenate[Client, P], Awaitable[T]]:
+    @wraps(verb)
+    async def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._driver.run(verb(self._verbs, *args, **kwargs))
+
+    return method
+
+
 class Client:
     """The daemon's verbs; `open_client` makes one. Any number of tasks may use it at the same time.
 
     Every method raises LoopaidError when the daemon refuses, and ConnectionLost when the connection ends first.
-    A `batch_id` may be "last" or a unique prefix.
+    Parameters and meaning of the plain verbs are those of `loopaid.client.verbs.Verbs`.
     """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._verbs = Verbs(self.daemon.input_bytes_max)
 
     def __repr__(self) -> str:
         return f"<Client of {self.daemon.software!r}>"
@@ -95,81 +84,22 @@ class Client:
         """What the daemon said of itself: software version, limits."""
         return self._driver.calls.daemon
 
-    # --- tasks and artifacts
-
-    async def put_task(self, name: str, *, sampling_rate: float | None = None) -> TaskInfo:
-        """Create a task, or change its sampling rate (0.0 to 1.0; a new task has 0.0 unless told)."""
-        return await self._driver.run(call(PutTask(name=name, sampling_rate=sampling_rate), TaskInfo))
-
-    async def create_task(self, name: str, *, sampling_rate: float | None = None) -> TaskInfo:
-        """Create a task; TASK_ALREADY_EXISTS if there is one of that name."""
-        request = PutTask(name=name, sampling_rate=sampling_rate, create_only=True)
-        return await self._driver.run(call(request, TaskInfo))
-
-    async def list_tasks(self) -> list[TaskInfo]:
-        return (await self._driver.run(call(ListTasks(), TaskList))).tasks
-
-    async def show_task(self, name: str) -> TaskInfo:
-        return await self._driver.run(call(ShowTask(name=name), TaskInfo))
-
-    async def push_artifact(
-        self,
-        task: str,
-        source: str,
-        *,
-        language: str = "python",
-        shape: str | None = None,
-        activate: bool = True,
-        if_changed: bool = False,
-    ) -> ArtifactInfo:
-        """Store a program as the next version of a task.
-
-        `shape` is "function" or "script"; by default the daemon looks at the source. With `if_changed` the latest
-        version is the answer if it is the same program.
-        """
-        request = push_request(task, source, language, shape, activate=activate, if_changed=if_changed)
-        return await self._driver.run(call(request, ArtifactInfo))
-
-    async def list_artifacts(self, task: str) -> list[ArtifactInfo]:
-        return (await self._driver.run(call(ListArtifacts(task=task), ArtifactList))).artifacts
-
-    async def show_artifact(self, task: str, version: int | None = None) -> ArtifactInfo:
-        """One version with its source; the active one unless told."""
-        return await self._driver.run(call(ShowArtifact(task=task, version=version), ArtifactInfo))
-
-    async def activate_artifact(self, task: str, version: int) -> ArtifactInfo:
-        return await self._driver.run(call(ActivateArtifact(task=task, version=version), ArtifactInfo))
-
-    # --- running
-
-    async def submit_batch(
-        self,
-        task: str,
-        items: Iterable[object],
-        *,
-        version: int | None = None,
-        idempotency_key: str | None = None,
-        sampling_rate: float | None = None,
-        **options: Unpack[OptionArguments],
-    ) -> BatchAccepted:
-        """Hand a batch over to the daemon. On return it is durable and will run, whatever becomes of us.
-
-        `items` are inputs, or `loopaid.model.Item` to give ids: any iterable, consumed once and lazily. Inputs are
-        what msgspec writes as JSON; `msgspec.Raw` is taken as JSON text as it stands. With a known
-        `idempotency_key` an interrupted submission of the same items goes on where it stopped.
-        """
-        return await self._driver.run(
-            submission(
-                task,
-                items,
-                version=version,
-                idempotency_key=idempotency_key,
-                sampling_rate=sampling_rate,
-                attached=False,
-                options=options,
-                input_bytes_max=self.daemon.input_bytes_max,
-            )
-        )
+    put_task = _verb(Verbs.put_task)
+    create_task = _verb(Verbs.create_task)
+    list_tasks = _verb(Verbs.list_tasks)
+    show_task = _verb(Verbs.show_task)
+    push_artifact = _verb(Verbs.push_artifact)
+    list_artifacts = _verb(Verbs.list_artifacts)
+    show_artifact = _verb(Verbs.show_artifact)
+    activate_artifact = _verb(Verbs.activate_artifact)
+    submit_batch = _verb(Verbs.submit_batch)
+    exec = _verb(Verbs.exec)
+    show_batch = _verb(Verbs.show_batch)
+    list_batches = _verb(Verbs.list_batches)
+    wait_batch = _verb(Verbs.wait_batch)
+    cancel_batch = _verb(Verbs.cancel_batch)
+    status = _verb(Verbs.status)
+    log_info = _verb(Verbs.log_info)
 
     @asynccontextmanager
     async def run_batch(
@@ -192,17 +122,14 @@ class Client:
                     print(result.id, result.output)
             print(batch.summary.success_count)
         """
-        accepted = await self._driver.run(
-            submission(
-                task,
-                items,
-                version=version,
-                idempotency_key=idempotency_key,
-                sampling_rate=sampling_rate,
-                attached=True,
-                options=options,
-                input_bytes_max=self.daemon.input_bytes_max,
-            )
+        accepted = await self.submit_batch(
+            task,
+            items,
+            version=version,
+            idempotency_key=idempotency_key,
+            sampling_rate=sampling_rate,
+            attached=True,
+            **options,
         )
         stream = None
         try:
@@ -213,31 +140,6 @@ class Client:
             if stream is None or not stream.has_ended:
                 with trio.move_on_after(CANCEL_TIMEOUT_S, shield=True), suppress(LoopaidError, ConnectionLost):
                     await self.cancel_batch(accepted.batch_id, "the client left before the last result")
-
-    async def exec(
-        self,
-        task: str,
-        input: object,
-        *,
-        version: int | None = None,
-        item_id: str | None = None,
-        force_validation: bool = False,
-        **options: Unpack[OptionArguments],
-    ) -> Result:
-        """Run a program on one input and wait for the result, which is recorded like any other.
-
-        (await client.exec("double", 21)).output  # 42
-        """
-        request = exec_request(
-            task,
-            input,
-            version,
-            item_id,
-            options,
-            force_validation=force_validation,
-            input_bytes_max=self.daemon.input_bytes_max,
-        )
-        return await self._driver.run(execution(request))
 
     @asynccontextmanager
     async def results(
@@ -262,31 +164,6 @@ class Client:
             yield stream
         finally:
             driver.abandon(request_id)
-
-    # --- batches
-
-    async def show_batch(self, batch_id: str) -> BatchSummary:
-        return await self._driver.run(call(ShowBatch(batch_id=batch_id), BatchSummary))
-
-    async def list_batches(self, limit: int = 50, state: BatchState | str | None = None) -> list[BatchSummary]:
-        """The newest batches first, at most `limit`."""
-        return (await self._driver.run(call(list_batches_request(limit, state), BatchList))).batches
-
-    async def wait_batch(self, batch_id: str) -> BatchSummary:
-        """Wait until a batch has ended."""
-        return await self._driver.run(call(WaitBatch(batch_id=batch_id), BatchSummary))
-
-    async def cancel_batch(self, batch_id: str, reason: str = "") -> CancelRequested:
-        """Ask for the end of a batch; items that run are stopped, the others never begin."""
-        return await self._driver.run(call(CancelBatch(batch_id=batch_id, reason=reason), CancelRequested))
-
-    # --- the daemon
-
-    async def status(self) -> DaemonStatus:
-        return await self._driver.run(call(GetStatus(), DaemonStatus))
-
-    async def log_info(self) -> LogInfo:
-        return await self._driver.run(call(GetLogInfo(), LogInfo))
 
 
 class ResultStream(ResultReader):

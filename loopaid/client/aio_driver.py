@@ -13,14 +13,12 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from loopaid.client.calls import Calls, Good, reply_in
+from loopaid.client.calls import RECEIVE_BYTES, Calls, Good, reply_in
 from loopaid.client.flows import Flow, Start
 from loopaid.errors import ConnectionLost, ProtocolViolation
 from loopaid.wire.connection import CONNECTION
 from loopaid.wire.messages import Request
 
-RECEIVE_BYTES: Final = 256 << 10
-"""One read takes what a Unix socket holds by default."""
 OUTGOING_BYTES_MAX: Final = 4 << 20
 """Calls wait to begin while this much is not written yet."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from loopaid import __version__
 from loopaid.errors import ConnectionLost, DaemonUnreachable, ErrorInfo, LoopaidError, ProtocolViolation
@@ -24,6 +24,11 @@ from loopaid.wire.events import (
     ReplyReceived,
 )
 from loopaid.wire.messages import AddItems, Hello, Request, SubmitBatch, decode_reply
+
+RECEIVE_BYTES: Final = 256 << 10
+"""One read takes what a Unix socket holds by default."""
+CANCEL_TIMEOUT_S: Final = 5.0
+"""How long leaving a batch early may take; the daemon cancels it anyway when the connection goes."""
 
 T = TypeVar("T")
 Good = ReplyReceived | EventReceived | EndReceived

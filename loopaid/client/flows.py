@@ -12,17 +12,14 @@ from collections.abc import Generator, Iterable
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeVar
 
-from loopaid.client.requests import OptionArguments, batch_options, chunk_from, chunks
-from loopaid.client.results import Result, result_of
+from loopaid.client.requests import chunk_from, chunks
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import BatchState, BatchSummary
+from loopaid.model import BatchOptions, BatchState, BatchSummary
 from loopaid.wire.messages import (
     AddItems,
     BatchAccepted,
     BatchOpened,
     CloseBatch,
-    Exec,
-    ExecResult,
     ItemsChunk,
     ItemsDurable,
     OpenBatch,
@@ -55,11 +52,6 @@ def call(request: Request, reply_type: type[T]) -> Flow[T]:
     return reply
 
 
-def execution(request: Exec) -> Flow[Result]:
-    """Run one item and wait for its result."""
-    return result_of((yield from call(request, ExecResult)))
-
-
 def submission(
     task: str,
     items: Iterable[object],
@@ -68,19 +60,18 @@ def submission(
     idempotency_key: str | None,
     sampling_rate: float | None,
     attached: bool,
-    options: OptionArguments,
+    options: BatchOptions,
     input_bytes_max: int,
 ) -> Flow[BatchAccepted]:
     """Submit a batch: what fits into one chunk in one request, anything else as a stream of chunks."""
     parts = chunks(items, input_bytes_max)
-    checked = batch_options(options)
     first, second = next(parts), next(parts, None)
     if second is None:
         submit = SubmitBatch(
             task=task,
             items=first,
             version=version,
-            options=checked,
+            options=options,
             idempotency_key=idempotency_key,
             sampling_rate=sampling_rate,
             attached=attached,
@@ -90,7 +81,7 @@ def submission(
         OpenBatch(
             task=task,
             version=version,
-            options=checked,
+            options=options,
             idempotency_key=idempotency_key,
             sampling_rate=sampling_rate,
             attached=attached,

@@ -14,8 +14,8 @@ from typing import Final, TypedDict, TypeVar
 import msgspec
 
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import ITEM_ID_BYTES_MAX, BatchOptions, BatchState, Isolation, Item, Language, Shape
-from loopaid.wire.messages import CHUNK_BYTES_TARGET, ITEMS_PER_CHUNK_MAX, Exec, ItemsChunk, ListBatches, PushArtifact
+from loopaid.model import ITEM_ID_BYTES_MAX, BatchOptions, Isolation, Item
+from loopaid.wire.messages import CHUNK_BYTES_TARGET, ITEMS_PER_CHUNK_MAX, ItemsChunk
 
 E = TypeVar("E", bound=enum.Enum)
 
@@ -45,44 +45,8 @@ def batch_options(arguments: OptionArguments) -> BatchOptions:
     return options
 
 
-def push_request(
-    task: str, source: str, language: str, shape: str | None, *, activate: bool, if_changed: bool
-) -> PushArtifact:
-    return PushArtifact(
-        task=task,
-        source=source,
-        language=_one_of(Language, language, "language", ErrorCode.UNSUPPORTED_LANGUAGE),
-        shape=None if shape is None else _one_of(Shape, shape, "shape"),
-        activate=activate,
-        if_changed=if_changed,
-    )
-
-
-def list_batches_request(limit: int, state: str | None) -> ListBatches:
-    return ListBatches(limit=limit, state=None if state is None else _one_of(BatchState, state, "state"))
-
-
-def exec_request(
-    task: str,
-    value: object,
-    version: int | None,
-    item_id: str | None,
-    options: OptionArguments,
-    *,
-    force_validation: bool,
-    input_bytes_max: int,
-) -> Exec:
-    return Exec(
-        task=task,
-        input=encode_input(value, input_bytes_max),
-        version=version,
-        options=batch_options(options),
-        item_id=item_id,
-        force_validation=force_validation,
-    )
-
-
-def _one_of(kind: type[E], value: str, path: str, code: ErrorCode = ErrorCode.INVALID_REQUEST) -> E:
+def one_of(kind: type[E], value: str, path: str, code: ErrorCode = ErrorCode.INVALID_REQUEST) -> E:
+    """The member of an enumeration that a caller means. Raises LoopaidError that lists them."""
     try:
         return kind(value)
     except ValueError:

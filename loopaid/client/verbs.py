@@ -1,0 +1,185 @@
+"""What can be asked of the daemon, written once: every verb is a flow, and each client drives it in its own way.
+
+Both clients have these methods with these parameters; there they return, or await, the result of the flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Unpack
+
+from loopaid.client.flows import Flow, call, submission
+from loopaid.client.requests import OptionArguments, batch_options, encode_input, one_of
+from loopaid.client.results import Result, result_of
+from loopaid.errors import ErrorCode
+from loopaid.model import BatchState, BatchSummary, Language, Shape
+from loopaid.wire.messages import (
+    ActivateArtifact,
+    ArtifactInfo,
+    ArtifactList,
+    BatchAccepted,
+    BatchList,
+    CancelBatch,
+    CancelRequested,
+    DaemonStatus,
+    Exec,
+    ExecResult,
+    GetLogInfo,
+    GetStatus,
+    ListArtifacts,
+    ListBatches,
+    ListTasks,
+    LogInfo,
+    PushArtifact,
+    PutTask,
+    ShowArtifact,
+    ShowBatch,
+    ShowTask,
+    TaskInfo,
+    TaskList,
+    WaitBatch,
+)
+
+
+class Verbs:
+    """`input_bytes_max` is the daemon's limit, told in its HELLO; 0 if it told none."""
+
+    def __init__(self, input_bytes_max: int) -> None:
+        self._input_bytes_max = input_bytes_max
+
+    # --- tasks and artifacts
+
+    def put_task(self, name: str, *, sampling_rate: float | None = None) -> Flow[TaskInfo]:
+        """Create a task, or change its sampling rate (0.0 to 1.0; a new task has 0.0 unless told)."""
+        return call(PutTask(name=name, sampling_rate=sampling_rate), TaskInfo)
+
+    def create_task(self, name: str, *, sampling_rate: float | None = None) -> Flow[TaskInfo]:
+        """Create a task; TASK_ALREADY_EXISTS if there is one of that name."""
+        return call(PutTask(name=name, sampling_rate=sampling_rate, create_only=True), TaskInfo)
+
+    def list_tasks(self) -> Flow[list[TaskInfo]]:
+        reply = yield from call(ListTasks(), TaskList)
+        return reply.tasks
+
+    def show_task(self, name: str) -> Flow[TaskInfo]:
+        return call(ShowTask(name=name), TaskInfo)
+
+    def push_artifact(
+        self,
+        task: str,
+        source: str,
+        *,
+        language: str = "python",
+        shape: str | None = None,
+        activate: bool = True,
+        if_changed: bool = False,
+    ) -> Flow[ArtifactInfo]:
+        """Store a program as the next version of a task.
+
+        `shape` is "function" or "script"; by default the daemon looks at the source. With `if_changed` the latest
+        version is the answer if it is the same program.
+        """
+        request = PushArtifact(
+            task=task,
+            source=source,
+            language=one_of(Language, language, "language", ErrorCode.UNSUPPORTED_LANGUAGE),
+            shape=None if shape is None else one_of(Shape, shape, "shape"),
+            activate=activate,
+            if_changed=if_changed,
+        )
+        return call(request, ArtifactInfo)
+
+    def list_artifacts(self, task: str) -> Flow[list[ArtifactInfo]]:
+        reply = yield from call(ListArtifacts(task=task), ArtifactList)
+        return reply.artifacts
+
+    def show_artifact(self, task: str, version: int | None = None) -> Flow[ArtifactInfo]:
+        """One version with its source; the active one unless told."""
+        return call(ShowArtifact(task=task, version=version), ArtifactInfo)
+
+    def activate_artifact(self, task: str, version: int) -> Flow[ArtifactInfo]:
+        return call(ActivateArtifact(task=task, version=version), ArtifactInfo)
+
+    # --- running
+
+    def submit_batch(
+        self,
+        task: str,
+        items: Iterable[object],
+        *,
+        version: int | None = None,
+        idempotency_key: str | None = None,
+        sampling_rate: float | None = None,
+        attached: bool = False,
+        **options: Unpack[OptionArguments],
+    ) -> Flow[BatchAccepted]:
+        """Hand a batch over to the daemon. On return it is durable and will run, whatever becomes of us.
+
+        `items` are inputs, or `loopaid.model.Item` to give ids: any iterable, consumed once and lazily. Inputs are
+        what msgspec writes as JSON; `msgspec.Raw` is taken as JSON text as it stands. With a known
+        `idempotency_key` an interrupted submission of the same items goes on where it stopped. An `attached` batch
+        is cancelled when this connection ends before it.
+        """
+        return submission(
+            task,
+            items,
+            version=version,
+            idempotency_key=idempotency_key,
+            sampling_rate=sampling_rate,
+            attached=attached,
+            options=batch_options(options),
+            input_bytes_max=self._input_bytes_max,
+        )
+
+    def exec(
+        self,
+        task: str,
+        input: object,
+        *,
+        version: int | None = None,
+        item_id: str | None = None,
+        force_validation: bool = False,
+        **options: Unpack[OptionArguments],
+    ) -> Flow[Result]:
+        """Run a program on one input and wait for the result, which is recorded like any other.
+
+        result = client.exec("double", 21)
+        result.status, result.output  # "ok", 42
+        """
+        request = Exec(
+            task=task,
+            input=encode_input(input, self._input_bytes_max),
+            version=version,
+            options=batch_options(options),
+            item_id=item_id,
+            force_validation=force_validation,
+        )
+        reply = yield from call(request, ExecResult)
+        return result_of(reply)
+
+    # --- batches; a batch_id may be "last" or a unique prefix
+
+    def show_batch(self, batch_id: str) -> Flow[BatchSummary]:
+        return call(ShowBatch(batch_id=batch_id), BatchSummary)
+
+    def list_batches(self, limit: int = 50, state: str | None = None) -> Flow[list[BatchSummary]]:
+        """The newest batches first, at most `limit`; `state` is the value of a BatchState."""
+        request = ListBatches(limit=limit, state=None if state is None else one_of(BatchState, state, "state"))
+        reply = yield from call(request, BatchList)
+        return reply.batches
+
+    def wait_batch(self, batch_id: str) -> Flow[BatchSummary]:
+        """Wait until a batch has ended."""
+        return call(WaitBatch(batch_id=batch_id), BatchSummary)
+
+    def cancel_batch(self, batch_id: str, reason: str = "") -> Flow[CancelRequested]:
+        """Ask for the end of a batch; items that run are stopped, the others never begin."""
+        return call(CancelBatch(batch_id=batch_id, reason=reason), CancelRequested)
+
+    # --- the daemon
+
+    def status(self) -> Flow[DaemonStatus]:
+        return call(GetStatus(), DaemonStatus)
+
+    def log_info(self) -> Flow[LogInfo]:
+        return call(GetLogInfo(), LogInfo)
