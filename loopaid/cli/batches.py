@@ -220,7 +220,7 @@ def _stream(
         try:
             with open_writer(out, settings.output_of_results()) as writer:
                 chosen = is_selected(only) if only else None
-                failures = deliver(settings, stream.blocks(), writer, total=stream.batch.total, only=chosen)
+                failures = deliver(settings, stream.blocks(), writer, total=stream.batch.total - cursor, only=chosen)
         except KeyboardInterrupt as interrupt:
             words = ["--from", str(stream.cursor), *(["--as-completed"] if as_completed else [])]
             interrupt.add_note(_goes_on(settings, stream.batch.batch_id, *words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import click
@@ -92,9 +93,9 @@ def verify(settings: Settings, state_dir: str | None) -> ExitCode:
     """
     if state_dir is None:
         with settings.client() as client:
-            state_dir = client.log_info().directory
-    options = ["--config", settings.config] if settings.config else []
-    child = run_daemon("--verify-log", "--state-dir", state_dir, *options)
+            state_dir = os.path.dirname(client.log_info().directory)  # the log is its subdirectory `records`
+    options = ["--config", os.path.abspath(settings.config)] if settings.config else []
+    child = run_daemon("--verify-log", "--state-dir", os.path.abspath(state_dir), *options)
     try:
         report = msgspec.json.decode(child.stdout, type=dict)
     except msgspec.DecodeError:

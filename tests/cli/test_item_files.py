@@ -73,6 +73,12 @@ def test_any_other_value_is_an_input_named_by_its_line() -> None:
     ]
 
 
+def test_the_word_input_is_known_however_it_is_written() -> None:
+    assert as_tuple(read(b'{"\\u0069nput": 1, "id": "a"}')[0]) == ("a", b"1", False)
+    assert as_tuple(read(b'{"x": "\\u0069nput"}')[0])[0] == "1"
+    assert as_tuple(read(b'{"x": "\\"input\\""}')[0])[0] == "1"
+
+
 def test_an_item_without_an_id_takes_its_line() -> None:
     assert [item.id for item in read(b'{"input": 1}\n{"input": 2, "id": null}\n')] == ["1", "2"]
 
