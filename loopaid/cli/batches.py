@@ -14,7 +14,7 @@ from loopaid.cli.exit_codes import ExitCode
 from loopaid.cli.items import ItemFile, open_items
 from loopaid.cli.objects import accepted_object, batch_object
 from loopaid.cli.render import print_list, print_object
-from loopaid.cli.results import is_selected, open_writer
+from loopaid.cli.results import Tally, is_selected, open_writer
 from loopaid.cli.settings import Settings, Verbs, pass_settings
 from loopaid.cli.watch import deliver, find_failures, finish
 from loopaid.errors import ErrorCode, LoopaidError
@@ -216,18 +216,19 @@ def _stream(
     follow: bool = True,
 ) -> ExitCode:
     order: Literal["submission", "completed"] = "completed" if as_completed else "submission"
+    tally = Tally()
     with client.results(batch_id, cursor=cursor, order=order, follow=follow) as stream:
         try:
             with open_writer(out, settings.output_of_results()) as writer:
                 chosen = is_selected(only) if only else None
-                failures = deliver(settings, stream.blocks(), writer, total=stream.batch.total - cursor, only=chosen)
+                deliver(settings, stream.blocks(), writer, tally, total=stream.batch.total - cursor, only=chosen)
         except KeyboardInterrupt as interrupt:
-            words = ["--from", str(stream.cursor), *(["--as-completed"] if as_completed else [])]
+            words = ["--from", str(cursor + tally.seen), *(["--as-completed"] if as_completed else [])]
             interrupt.add_note(_goes_on(settings, stream.batch.batch_id, *words))
             raise
         summary = stream.summary
     rest = settings.command("batch", "results", summary.batch_id, "--only", "failed")
-    return finish(settings, summary, failures, rest)
+    return finish(settings, summary, tally, rest)
 
 
 def _wait(client: BlockingClient, settings: Settings, batch_id: str, timeout_s: float | None = None) -> ExitCode:

@@ -54,18 +54,20 @@ def open_writer(out: str | None, output: str) -> Iterator[ResultWriter]:
             writer.close_array()
 
 
-class Failures:
-    """Counts of the items that did not succeed, per status and error type, and a few of them."""
+class Tally:
+    """Results that were dealt with, and those among them that did not succeed: by status and error type, and a few."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.seen = 0
+        self.failed = 0
         self.kinds: Counter[tuple[str, str]] = Counter()
         self.examples: list[Result] = []
 
     def add(self, results: Iterable[Result]) -> None:
         for result in results:
+            self.seen += 1
             if not result.success:
-                self.count += 1
+                self.failed += 1
                 self.kinds[result.status, result.error.type if result.error else ""] += 1
                 if len(self.examples) < EXAMPLES_MAX:
                     self.examples.append(result)

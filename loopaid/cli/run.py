@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from loopaid.cli.exit_codes import ExitCode
 from loopaid.cli.items import ItemFile, open_items
 from loopaid.cli.objects import JsonObject
 from loopaid.cli.render import print_object
-from loopaid.cli.results import ResultWriter, open_writer
+from loopaid.cli.results import Tally, open_writer
 from loopaid.cli.settings import Settings, Verb, pass_settings
 from loopaid.cli.watch import deliver, finish
 from loopaid.errors import DaemonUnreachable, ErrorCode, LoopaidError
@@ -76,12 +78,12 @@ def run(
         if dry_run:
             print_object(settings, _plan(what, items, options), what.task)
             return ExitCode.OK
-        with open_writer(out, settings.output_of_results()) as writer:
-            if not items.count:
-                settings.note(f"{items.name} has no items: nothing to run")
+        if not items.count:
+            settings.note(f"{items.name} has no items: nothing to run")
+            with open_writer(out, settings.output_of_results()):
                 return ExitCode.OK
-            with _open_client(settings, embedded=embedded, keep=keep) as (client, daemon):
-                return _run_attached(settings, client, daemon, what, items, writer, options | how)
+        with _open_client(settings, embedded=embedded, keep=keep) as (client, daemon):
+            return _run_attached(settings, client, daemon, what, items, out, options | how)
 
 
 def _run_attached(
@@ -90,19 +92,24 @@ def _run_attached(
     daemon: EmbeddedDaemon | None,
     program: _Program,
     items: ItemFile,
-    writer: ResultWriter,
+    out: str | None,
     how: dict[str, Any],
 ) -> ExitCode:
     client.put_task(program.task)
     artifact = client.push_artifact(program.task, program.source, language=program.language, if_changed=True)
     if daemon:
         daemon.used = True
+    tally = Tally()
     try:
-        with items.naming_lines(), client.run_batch(program.task, items, version=artifact.version, **how) as batch:
-            failures = deliver(settings, batch.blocks(), writer, total=items.count)
+        with (
+            open_writer(out, settings.output_of_results()) as writer,
+            items.naming_lines(),
+            client.run_batch(program.task, items, version=artifact.version, **how) as batch,
+        ):
+            deliver(settings, batch.blocks(), writer, tally, total=items.count)
             summary = batch.summary
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"the batch was cancelled; {writer.written} of {items.count} results were written")
+        interrupt.add_note(f"the batch was cancelled; {tally.seen} of {items.count} results were written")
         raise
     to_see = settings
     more: JsonObject = {}
@@ -111,7 +118,7 @@ def _run_attached(
         daemon.keep = daemon.keep or summary.success_count < summary.total
         more["state_dir"] = str(daemon.state_dir) if daemon.keep else None
     rest = to_see.command("batch", "results", summary.batch_id, "--only", "failed")
-    return finish(settings, summary, failures, rest, more)
+    return finish(settings, summary, tally, rest, more)
 
 
 @contextlib.contextmanager
@@ -125,7 +132,6 @@ def _open_client(
             if client:
                 yield client, None
                 return
-            settings.note("no daemon is reachable: starting one for this run")
         daemon = stack.enter_context(open_embedded(settings.config, keep=keep, note=settings.note))
         if settings.verbose:
             settings.note(f"embedded daemon: socket {daemon.socket}, state {daemon.state_dir}")
@@ -135,9 +141,11 @@ def _open_client(
 def _enter_reachable(settings: Settings, stack: contextlib.ExitStack) -> BlockingClient | None:
     try:
         return stack.enter_context(settings.client())
-    except DaemonUnreachable:
+    except DaemonUnreachable as error:
         if settings.socket:
             raise
+        refused = os.strerror(errno.EACCES) in str(error)
+        settings.note(f"{error if refused else 'no daemon is reachable'}: starting one for this run")
         return None
 
 

@@ -106,5 +106,5 @@ class Verbs(click.Group):
     group_class = type
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
-        super().__init__(*args, no_args_is_help=False, **attributes)
+        super().__init__(*args, **{"no_args_is_help": False, **attributes})
         self.params = [*self.params, *GLOBAL_OPTIONS]

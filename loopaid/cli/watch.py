@@ -13,7 +13,7 @@ from loopaid.cli.exit_codes import ExitCode, for_batch
 from loopaid.cli.objects import JsonObject, batch_object
 from loopaid.cli.progress import Progress, is_wanted
 from loopaid.cli.render import json_text
-from loopaid.cli.results import Failures, ResultWriter, summary_line
+from loopaid.cli.results import ResultWriter, Tally, summary_line
 from loopaid.cli.settings import Settings
 from loopaid.model import BatchSummary
 
@@ -29,44 +29,41 @@ def deliver(
     settings: Settings,
     blocks: Iterable[list[Result]],
     writer: ResultWriter,
+    tally: Tally,
     *,
     total: int,
     only: Callable[[Result], bool] | None = None,
-) -> Failures:
-    """Write the results as they come, those that `only` selects, and return what failed among all of them."""
-    failures = Failures()
+) -> None:
+    """Write the results as they come, those that `only` selects, and count all that are done with."""
     show = is_wanted(quiet=settings.quiet or settings.errors_as_json, results_on_stdout=writer.is_stdout)
-    done = 0
     with Progress(total, sys.stderr) as progress:
         for block in blocks:
-            failures.add(block)
-            done += len(block)
             writer.write(block if only is None else list(filter(only, block)))
+            tally.add(block)
             if show:
-                progress.update(done, failures.count)
-    return failures
+                progress.update(tally.seen, tally.failed)
 
 
-def find_failures(client: BlockingClient, batch: BatchSummary) -> Failures:
+def find_failures(client: BlockingClient, batch: BatchSummary) -> Tally:
     """Look for the failures of a finished batch whose results nobody has read yet."""
-    failures = Failures()
+    tally = Tally()
     if batch.success_count < batch.recorded:
         with client.results(batch.batch_id, follow=False) as stream:
             for result in itertools.islice(stream, _RESULTS_SEARCHED_MAX):
-                failures.add((result,))
-                if failures.count == batch.recorded - batch.success_count:
+                tally.add((result,))
+                if tally.failed == batch.recorded - batch.success_count:
                     break
-    return failures
+    return tally
 
 
 def finish(
-    settings: Settings, batch: BatchSummary, failures: Failures, rest: str, more: JsonObject | None = None
+    settings: Settings, batch: BatchSummary, tally: Tally, rest: str, more: JsonObject | None = None
 ) -> ExitCode:
     """Say on stderr how the batch went. `rest` is the command that shows all failures, `more` joins the JSON."""
     if settings.errors_as_json and not settings.quiet:
         click.echo(json_text({"summary": batch_object(batch), **(more or {})}), err=True)
     settings.note(summary_line(batch))
-    if failures.count:
-        settings.note(failures.report(verbose=settings.verbose))
+    if tally.failed:
+        settings.note(tally.report(verbose=settings.verbose))
         settings.note(f"all of them: {rest}")
     return for_batch(batch)
