@@ -17,9 +17,9 @@ from typing import Final
 
 import msgspec
 
-from loopaid.errors import JournalCorrupt, JournalError
+from loopaid.errors import JournalCorrupt, JournalError, JournalFull
 from loopaid.journal.disk import Disk
-from loopaid.journal.record import FOOTER, FRAME_HEADER_BYTES, find_frames
+from loopaid.journal.record import FOOTER, FRAME_HEADER_BYTES, GAP, TYPE_OWN_MIN, find_frames
 from loopaid.journal.segment import (
     HEADER_BYTES,
     READ_BYTES,
@@ -32,14 +32,15 @@ from loopaid.journal.segment import (
     read_header,
     segment_name,
     segment_number,
+    write_all,
 )
 
 TORN_BYTES_MAX: Final = 1 << 20  # kept of a torn tail: enough to see what was cut off
 TORN_FILES_MAX: Final = 8  # of these files; the oldest go first
 
 TEMPORARY_SUFFIX: Final = ".tmp"
-TORN_MARK: Final = ".log.torn-"
-DAMAGED_MARK: Final = ".log.damaged-"
+TORN_SUFFIX: Final = ".torn-"
+DAMAGED_SUFFIX: Final = ".damaged-"
 
 _STORE_ID_BYTES: Final = 16
 
@@ -48,7 +49,7 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
     """What opening found. Frames are first_seq .. next_seq - 1; `bytes` is the size of all segments, after the cut.
 
     `torn_bytes` were cut off and kept in `torn_file` (both only if this opening found a torn tail); `torn_files`
-    counts all that are kept.
+    counts all that are kept. After a repair fewer frames than that exist: `verify` counts them.
     """
 
     directory: str
@@ -75,11 +76,16 @@ class Recovered(msgspec.Struct, frozen=True):
     report: RecoveryReport
 
 
-class Tail(msgspec.Struct, frozen=True):
-    """The last segment's frames end at `end`; `bad` is what stands there, None at the end of the file."""
+class Walk(msgspec.Struct, frozen=True):
+    """A segment read from its beginning: the frames are intact up to `end`.
+
+    `bad` is what stands there, None at the end of the file. `frames` counts the caller's, `gaps` those of repair.
+    """
 
     end: int
     next_seq: int
+    frames: int
+    gaps: int
     sealed: bool
     bad: BadFrame | None
 
@@ -116,7 +122,7 @@ def read_chain(disk: Disk, directory: str) -> list[SegmentHeader]:
     """The headers of all segments in order; raises JournalCorrupt unless they are one store's and none is missing."""
     names = disk.listdir(directory)
     numbers = sorted(number for name in names if (number := segment_number(name)) is not None)
-    if not numbers and any(TORN_MARK in name or DAMAGED_MARK in name for name in names):
+    if not numbers and any(TORN_SUFFIX in name or DAMAGED_SUFFIX in name for name in names):
         path = os.path.join(directory, segment_name(1))
         raise JournalCorrupt(path, 0, "all segments are missing, although remains of some exist")
     headers: list[SegmentHeader] = []
@@ -147,42 +153,45 @@ def check_sealed(disk: Disk, directory: str, header: SegmentHeader, following: S
     return size
 
 
-def read_tail(disk: Disk, fd: int, header: SegmentHeader, size: int) -> Tail:
+def walk_segment(disk: Disk, fd: int, header: SegmentHeader, size: int) -> Walk:
     """Read a whole segment up to the first frame that is not intact."""
     end = HEADER_BYTES
-    seq = header.first_seq
+    next_seq = header.first_seq
+    frames = gaps = 0
     sealed = False
     bad: BadFrame | None = None
     try:
-        for frame in read_frames(disk, fd, header.seed, header.number, HEADER_BYTES, size, seq):
-            sealed = frame.type == FOOTER
-            seq = frame.seq if sealed else frame.seq + 1
+        for frame in read_frames(disk, fd, header.seed, header.number, HEADER_BYTES, size, next_seq):
             end += FRAME_HEADER_BYTES + len(frame.payload)
+            sealed = frame.type == FOOTER
+            gaps += frame.type == GAP
+            frames += frame.type < TYPE_OWN_MIN
+            next_seq = frame.seq if sealed else frame.seq + 1
     except BadFrame as found:
         bad = found
-    return Tail(end, seq, sealed, bad)
+    return Walk(end, next_seq, frames, gaps, sealed, bad)
 
 
-def require_torn(disk: Disk, fd: int, path: str, header: SegmentHeader, tail: Tail, size: int) -> None:
-    """Return if the tail can be a write that a crash cut short; raise JournalCorrupt if acknowledged data is gone.
+def require_torn(disk: Disk, fd: int, path: str, header: SegmentHeader, walk: Walk, size: int) -> None:
+    """Return if what follows the walk can be a write that a crash cut short; else raise JournalCorrupt.
 
     The proof of loss is an intact frame further on which says that the bad place had been durable before.
     """
-    bad = tail.bad
+    bad = walk.bad
     if bad is None:
         return
     if not bad.torn:
         raise JournalCorrupt(path, bad.offset, bad.reason) from bad
-    data = disk.pread(fd, size - tail.end, tail.end)
-    seq_max = tail.next_seq + size // FRAME_HEADER_BYTES
-    for found in find_frames(data, header.seed, tail.next_seq + 1, seq_max):
-        if found.synced > tail.end:
+    data = disk.pread(fd, size - walk.end, walk.end)
+    seq_max = walk.next_seq + size // FRAME_HEADER_BYTES
+    for found in find_frames(data, header.seed, walk.next_seq + 1, seq_max):
+        if found.synced > walk.end:
             reason = (
                 f"{bad.reason}, and an intact frame (sequence number {found.seq}) follows at byte "
-                f"{tail.end + found.offset}, so acknowledged records are lost; "
+                f"{walk.end + found.offset}, so acknowledged records are lost; "
                 "`loopai log repair --accept-loss` keeps the rest"
             )
-            raise JournalCorrupt(path, tail.end, reason) from bad
+            raise JournalCorrupt(path, walk.end, reason) from bad
 
 
 def copy_aside(disk: Disk, fd: int, path: str, start: int, stop: int) -> None:
@@ -193,11 +202,8 @@ def copy_aside(disk: Disk, fd: int, path: str, start: int, stop: int) -> None:
     with full_when_no_space(path):
         target = disk.create(path)
         try:
-            while start < stop:
-                view = memoryview(disk.pread(fd, min(READ_BYTES, stop - start), start))
-                start += len(view)
-                while view:
-                    view = view[disk.write(target, view) :]
+            for at in range(start, stop, READ_BYTES):
+                write_all(disk, target, disk.pread(fd, min(READ_BYTES, stop - at), at))
             disk.fdatasync(target)
         finally:
             disk.close(target)
@@ -208,7 +214,11 @@ def _create(disk: Disk, directory: str, wall_time: Callable[[], float]) -> Recov
     store_id = secrets.token_bytes(_STORE_ID_BYTES)
     header = SegmentHeader(store_id, 1, 1, wall_time(), disk.boot_id())
     writer = SegmentWriter.create(disk, directory, header)
-    writer.install()
+    try:
+        writer.install()
+    except (OSError, JournalFull):
+        writer.close()
+        raise
     report = RecoveryReport(
         directory=directory, created=True, segments=1, first_segment=1, first_seq=1, next_seq=1, bytes=writer.end
     )
@@ -227,40 +237,39 @@ def _open_last(
         disk.fdatasync(fd)
         disk.drop_cache(fd)
         size = disk.size(fd)
-        tail = read_tail(disk, fd, header, size)
-        require_torn(disk, fd, path, header, tail, size)
-        torn_names = sorted(name for name in disk.listdir(directory) if TORN_MARK in name)
-        torn_name = f"{segment_name(header.number)}{TORN_MARK.removeprefix('.log')}{tail.end}"
-        writer = SegmentWriter(disk, directory, header, fd, tail.end, sealed=tail.sealed)
-        if tail.bad is not None:
-            copy_aside(disk, fd, os.path.join(directory, torn_name), tail.end, min(size, tail.end + TORN_BYTES_MAX))
-            writer.truncate(tail.end)
-            torn_names = _keep_newest(disk, directory, sorted({*torn_names, torn_name}))
-        if tail.sealed or torn_name in torn_names:
-            # No byte is written where a torn write may have left its traces.
-            sealed_bytes += tail.end + (0 if tail.sealed else FRAME_HEADER_BYTES)
-            following = SegmentHeader(header.store_id, header.number + 1, tail.next_seq, wall_time(), disk.boot_id())
-            headers = [*headers, following]
+        walk = walk_segment(disk, fd, header, size)
+        require_torn(disk, fd, path, header, walk, size)
+        writer = SegmentWriter(disk, directory, header, fd, walk.end, sealed=walk.sealed)
+        torn_file = f"{path}{TORN_SUFFIX}{walk.end}"
+        if walk.bad is not None:
+            copy_aside(disk, fd, torn_file, walk.end, min(size, walk.end + TORN_BYTES_MAX))
+            writer.truncate(walk.end)
+        torn_files = _keep_newest_torn(disk, directory)
+        # A segment that ever had a torn tail is not written to again; a recovery that was killed may have cut it.
+        if walk.sealed or os.path.basename(torn_file) in torn_files:
+            following = SegmentHeader(header.store_id, header.number + 1, walk.next_seq, wall_time(), disk.boot_id())
             writer = writer.roll(following)
+            sealed_bytes += walk.end + (0 if walk.sealed else FRAME_HEADER_BYTES)
     except BaseException:
         disk.close(fd)
         raise
     report = RecoveryReport(
         directory=directory,
         created=False,
-        segments=len(headers),
+        segments=writer.number - headers[0].number + 1,
         first_segment=headers[0].number,
         first_seq=headers[0].first_seq,
-        next_seq=tail.next_seq,
+        next_seq=walk.next_seq,
         bytes=sealed_bytes + writer.end,
-        torn_bytes=size - tail.end,
-        torn_file=torn_name if tail.bad is not None else None,
-        torn_files=len(torn_names),
+        torn_bytes=size - walk.end,
+        torn_file=torn_file if walk.bad is not None else None,
+        torn_files=len(torn_files),
     )
     return Recovered(writer, header.store_id, report)
 
 
-def _keep_newest(disk: Disk, directory: str, torn_names: list[str]) -> list[str]:
-    for name in torn_names[:-TORN_FILES_MAX]:
+def _keep_newest_torn(disk: Disk, directory: str) -> list[str]:
+    names = sorted(name for name in disk.listdir(directory) if TORN_SUFFIX in name)
+    for name in names[:-TORN_FILES_MAX]:
         disk.unlink(os.path.join(directory, name))
-    return torn_names[-TORN_FILES_MAX:]
+    return names[-TORN_FILES_MAX:]

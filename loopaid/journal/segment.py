@@ -72,6 +72,7 @@ class SegmentHeader(msgspec.Struct, frozen=True):
     first_seq: int
     wall_time: float
     boot_id: bytes
+    incompatible: int = 0
     compatible: int = 0
 
     @property
@@ -79,9 +80,10 @@ class SegmentHeader(msgspec.Struct, frozen=True):
         return seed_of(self.store_id, self.number)
 
     def encode(self) -> bytes:
-        fields = (self.compatible, self.store_id, self.number, self.first_seq, self.wall_time, self.boot_id)
-        crc = crc32(_HEADER.pack(_MAGIC, _FORMAT_VERSION, 0, 0, *fields, 0).ljust(HEADER_BYTES, b"\0"))
-        return _HEADER.pack(_MAGIC, _FORMAT_VERSION, 0, 0, *fields, crc).ljust(HEADER_BYTES, b"\0")
+        flags = (_FORMAT_VERSION, 0, self.incompatible, self.compatible)
+        fields = (self.store_id, self.number, self.first_seq, self.wall_time, self.boot_id)
+        crc = crc32(_HEADER.pack(_MAGIC, *flags, *fields, 0).ljust(HEADER_BYTES, b"\0"))
+        return _HEADER.pack(_MAGIC, *flags, *fields, crc).ljust(HEADER_BYTES, b"\0")
 
 
 def segment_name(number: int) -> str:
@@ -98,7 +100,7 @@ def decode_header(path: str, number: int, data: bytes) -> SegmentHeader:
     """Raise JournalCorrupt for a damaged header, JournalError for a format of the future."""
     if len(data) < HEADER_BYTES:
         raise JournalCorrupt(path, 0, "the segment header is cut short")
-    magic, version, _, incompatible, *fields, crc = _HEADER.unpack_from(data)
+    magic, version, _, incompatible, compatible, *fields, crc = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise JournalCorrupt(path, 0, "this is not a segment of a journal")
     if crc32(data[:_CRC_AT] + bytes(4) + data[_CRC_AT + 4 : HEADER_BYTES]) != crc:
@@ -107,10 +109,10 @@ def decode_header(path: str, number: int, data: bytes) -> SegmentHeader:
         raise JournalError(
             f"{path} was written by a newer loopaid (format {version}, features {incompatible:#x}); use that one"
         )
-    compatible, store_id, written_number, first_seq, wall_time, boot_id = fields
+    store_id, written_number, first_seq, wall_time, boot_id = fields
     if written_number != number:
         raise JournalCorrupt(path, 0, f"the header says segment {written_number}, the name says {number}")
-    return SegmentHeader(store_id, number, first_seq, wall_time, boot_id, compatible)
+    return SegmentHeader(store_id, number, first_seq, wall_time, boot_id, incompatible, compatible)
 
 
 def read_header(disk: Disk, directory: str, number: int) -> SegmentHeader:
@@ -186,6 +188,16 @@ def full_when_no_space(path: str) -> Iterator[None]:
         raise JournalFull(f"no space for {path}") from error
 
 
+def write_all(disk: Disk, fd: int, data: bytes) -> None:
+    """Append all of `data`, in several writes if they come out short."""
+    view = memoryview(data)
+    while view:
+        written = disk.write(fd, view)
+        if not written:
+            raise OSError(errno.EIO, "write() took nothing")
+        view = view[written:]
+
+
 class SegmentWriter:
     """The open end of the last segment; belongs to whoever commits. `end` is the size of what is intact.
 
@@ -228,20 +240,12 @@ class SegmentWriter:
         """Write all of `data`, or leave the file as it was and raise JournalFull."""
         try:
             with full_when_no_space(self.path):
-                self._write(data)
+                write_all(self._disk, self._fd, data)
         except JournalFull:
             self._disk.ftruncate(self._fd, self.end)
             self._disk.fdatasync(self._fd)
             raise
         self.end += len(data)
-
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            written = self._disk.write(self._fd, view)
-            if not written:
-                raise OSError(errno.EIO, "write() took nothing", self.path)
-            view = view[written:]
 
     def sync(self) -> None:
         self._disk.fdatasync(self._fd)

@@ -152,8 +152,8 @@ def test_a_torn_tail_is_kept_aside_and_a_new_segment_begun(tmp_path: Path) -> No
     with segment.open("ab") as file:
         file.write(b"half a frame")
     store = open_store(directory, reserve_bytes=RESERVE)
-    assert (store.recovery.torn_bytes, store.recovery.torn_file) == (12, f"00000001.log.torn-{end}")
-    assert (directory / f"00000001.log.torn-{end}").read_bytes() == b"half a frame"
+    assert (store.recovery.torn_bytes, store.recovery.torn_file) == (12, f"{segment}.torn-{end}")
+    assert Path(f"{segment}.torn-{end}").read_bytes() == b"half a frame"
     assert store.recovery.segments == 2
     store.append(1, b"next")
     commit(store)
