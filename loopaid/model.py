@@ -106,6 +106,24 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
 
+class RequestedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The options that a request names; the daemon's configuration has the rest."""
+
+    max_concurrency: int | None = None
+    stop_on_first_error: bool | None = None
+    timeout_ms: int | None = None
+    priority: int | None = None
+    isolation: Isolation | None = None
+    provider: str | None = None
+
+    def over(self, defaults: BatchOptions) -> BatchOptions:
+        """These options, and for the others the defaults. Raises LoopaidError for a value outside its range."""
+        named = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+        options = msgspec.structs.replace(defaults, **named)
+        options.check()
+        return options
+
+
 class Task(msgspec.Struct, frozen=True, array_like=True):
     """A named purpose that owns artifacts. `created_at` is Unix time in seconds."""
 

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator
-from itertools import count
+from itertools import islice
 from typing import Final, TypedDict, TypeVar
 
 import msgspec
 
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import ITEM_ID_BYTES_MAX, BatchOptions, Isolation, Item
+from loopaid.model import ITEM_ID_BYTES_MAX, BatchOptions, Isolation, Item, RequestedOptions
 from loopaid.wire.messages import CHUNK_BYTES_TARGET, ITEMS_PER_CHUNK_MAX, ItemsChunk
 
 E = TypeVar("E", bound=enum.Enum)
+
+_RUN_ITEMS: Final = 32
+"""Items encoded at a time: enough to share the cost of the checks, few enough if each is the largest allowed."""
 
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class OptionArguments(TypedDict, total=False):
-    """The keyword arguments that become `BatchOptions`; what is left out has the default there."""
+    """The keyword arguments that become `RequestedOptions`; what is left out is up to the daemon's configuration."""
 
     max_concurrency: int
     stop_on_first_error: bool
@@ -33,15 +36,15 @@ class OptionArguments(TypedDict, total=False):
     provider: str
 
 
-def batch_options(arguments: OptionArguments) -> BatchOptions:
+def batch_options(arguments: OptionArguments) -> RequestedOptions:
     """Check and convert. Raises LoopaidError that names the option."""
     try:
-        options = msgspec.convert(arguments, BatchOptions)
+        options = msgspec.convert(arguments, RequestedOptions)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$.")
         path = f"options.{place.rstrip('`')}" if place else "options"
         raise LoopaidError(ErrorCode.INVALID_REQUEST, reason, path=path) from None
-    options.check()
+    options.over(BatchOptions())
     return options
 
 
@@ -54,6 +57,47 @@ def one_of(kind: type[E], value: str, path: str, code: ErrorCode = ErrorCode.INV
         raise LoopaidError(code, f"{path} is one of {known}; not {value!r}", path=path) from None
 
 
+class _OpenChunk:
+    """A chunk that still grows."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.inputs: list[bytes] = []
+        self._nbytes = 0
+        self._ids: dict[int, str] = {}
+        self._forced: list[int] = []
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.inputs)
+
+    def fits(self, count: int, nbytes: int) -> bool:
+        """Whether so many more inputs belong here. A single one always fits into an empty chunk."""
+        held = len(self.inputs)
+        if held + count <= ITEMS_PER_CHUNK_MAX and self._nbytes + nbytes <= CHUNK_BYTES_TARGET:
+            return True
+        return not held and count == 1
+
+    def add(self, inputs: list[bytes], nbytes: int) -> None:
+        self.inputs += inputs
+        self._nbytes += nbytes
+
+    def add_one(self, item: object, encoded: bytes) -> None:
+        if isinstance(item, Item):
+            if item.id is not None:
+                self._ids[self.end] = _item_id(item.id, self.end)
+            if item.force_validation:
+                self._forced.append(len(self.inputs))
+        self.inputs.append(encoded)
+        self._nbytes += len(encoded)
+
+    def build(self) -> ItemsChunk:
+        ids = [self._ids.get(index) or str(index) for index in range(self.first, self.end)] if self._ids else None
+        return ItemsChunk(
+            first=self.first, count=len(self.inputs), inputs=b"\n".join(self.inputs), ids=ids, forced=self._forced
+        )
+
+
 def chunks(items: Iterable[object], input_bytes_max: int) -> Iterator[ItemsChunk]:
     """Encode items and cut them into chunks; at least one, which is empty if there are no items.
 
@@ -63,25 +107,23 @@ def chunks(items: Iterable[object], input_bytes_max: int) -> Iterator[ItemsChunk
     >>> [chunk.inputs for chunk in chunks([{"n": 1}, Item(input="two", id="b"), msgspec.Raw(b"[3]")], 0)]
     [b'{"n":1}\\n"two"\\n[3]']
     """
-    first = size = 0
-    inputs: list[bytes] = []
-    ids: dict[int, str] = {}
-    forced: list[int] = []
-    for index, item in enumerate(items):
-        encoded = encode_input(item.input if isinstance(item, Item) else item, input_bytes_max, index)
-        if inputs and (len(inputs) == ITEMS_PER_CHUNK_MAX or size + len(encoded) > CHUNK_BYTES_TARGET):
-            yield _chunk(first, inputs, ids, forced)
-            first, size = index, 0
-            inputs, ids, forced = [], {}, []
-        if isinstance(item, Item):
-            if item.id is not None:
-                ids[index] = _item_id(item.id, index)
-            if item.force_validation:
-                forced.append(index - first)
-        inputs.append(encoded)
-        size += len(encoded)
-    if inputs or first == 0:
-        yield _chunk(first, inputs, ids, forced)
+    iterator = iter(items)
+    chunk = _OpenChunk(0)
+    while run := list(islice(iterator, _RUN_ITEMS)):
+        plain = not any(issubclass(kind, Item) for kind in set(map(type, run)))
+        values = run if plain else [item.input if isinstance(item, Item) else item for item in run]
+        encoded = _encode_run(values, chunk.end, input_bytes_max)
+        nbytes = sum(map(len, encoded))
+        if plain and chunk.fits(len(encoded), nbytes):
+            chunk.add(encoded, nbytes)
+            continue
+        for item, one in zip(run, encoded, strict=True):
+            if not chunk.fits(1, len(one)):
+                yield chunk.build()
+                chunk = _OpenChunk(chunk.end)
+            chunk.add_one(item, one)
+    if chunk.inputs or chunk.first == 0:
+        yield chunk.build()
 
 
 def chunk_from(chunk: ItemsChunk, first: int) -> ItemsChunk:
@@ -122,14 +164,22 @@ def _refused(
     return LoopaidError(code, message, path=("input" if index is None else f"items[{index}].input") + path)
 
 
-def _chunk(first: int, inputs: list[bytes], ids: dict[int, str], forced: list[int]) -> ItemsChunk:
-    return ItemsChunk(
-        first=first,
-        count=len(inputs),
-        inputs=b"\n".join(inputs),
-        ids=[ids.get(index) or str(index) for index, _ in zip(count(first), inputs, strict=False)] if ids else None,
-        forced=forced,
-    )
+def _encode_run(values: list[object], first: int, input_bytes_max: int) -> list[bytes]:
+    """Encode and check some inputs at once; one by one, to name it, only where something may be wrong with one."""
+    try:
+        encoded = [_encode(value) for value in values]
+    except (TypeError, ValueError, RecursionError):
+        encoded = []
+    joined = b"\n".join(encoded)
+    if (
+        len(encoded) == len(values)
+        and b"null" not in joined
+        and b"\r" not in joined
+        and joined.count(b"\n") == len(values) - 1
+        and (not input_bytes_max or max(map(len, encoded)) <= input_bytes_max)
+    ):
+        return encoded
+    return [encode_input(value, input_bytes_max, index) for index, value in enumerate(values, first)]
 
 
 def _item_id(item_id: object, index: int) -> str:

@@ -119,14 +119,22 @@ class BatchProgress:
         return len(self._flights)
 
     @property
-    def first_waiting(self) -> int | None:
-        """The index `take` would start with."""
-        return self._pending[0].start if self._pending and not self._ending else None
+    def next_range(self) -> Range | None:
+        """The items of which `take` hands out the first; None when there is nothing to hand out."""
+        return self._pending[0] if self._pending and not self._ending else None
 
-    def take(self, session_id: str, items_max: int) -> Range | None:
-        """Hand the next items to a session that has none. None when there is nothing for it."""
-        if self._ending or not self._pending:
-            return None
+    @property
+    def recallable(self) -> int:
+        """Items that were sent ahead and not begun, so that another session could have them."""
+        return 0 if self._ending else sum([len(flight) - 1 for flight in self._flights.values() if len(flight)])
+
+    @property
+    def is_ending(self) -> bool:
+        """Nothing is handed out any more."""
+        return self._ending is not None
+
+    def take(self, session_id: str, items_max: int) -> Range:
+        """Hand the first items of `next_range`, which is not None, to a session that has none."""
         lowest = heapq.heappop(self._pending)
         taken = Range(lowest.start, min(lowest.stop, lowest.start + items_max), lowest.attempt)
         if taken.stop < lowest.stop:

@@ -27,7 +27,7 @@ class Claim:
     session at all, `number` its place among all claims ever made.
     """
 
-    __slots__ = ("entry", "held", "id", "key", "language", "number", "priority", "since", "wanted", "yielding")
+    __slots__ = ("entry", "held", "id", "key", "language", "number", "priority", "since", "wanted", "worthwhile", "yielding")
 
     def __init__(self, claim_id: str, number: int, language: str, key: SessionKey) -> None:
         self.id = claim_id
@@ -36,6 +36,7 @@ class Claim:
         self.key = key
         self.priority = 0
         self.wanted = 0
+        self.worthwhile = 0
         self.held = 0
         self.yielding = 0
         self.since = 0.0
@@ -49,10 +50,6 @@ class Claim:
     def rank(self) -> float:
         """When a claim of priority 0 would have had to begin to wait to stand at the same place."""
         return self.since - AGEING_S * self.priority
-
-    def outranks_at(self, priority: int) -> float:
-        """From when on waiting makes it at least equal to this priority (in the past if it is already)."""
-        return self.since + AGEING_S * (priority - self.priority)
 
     def __repr__(self) -> str:
         return f"<Claim {self.id} {self.language} priority {self.priority}: {self.held} of {self.wanted}>"

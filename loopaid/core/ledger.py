@@ -43,7 +43,7 @@ class Ledger:
     def grant(self, session: Session, claim: Claim, now: float) -> None:
         pool = self.pools[session.language]
         if session.key is None:
-            session.key, session.bound_at = claim.key, now
+            session.key, session.resident_until = claim.key, now + session.residence_s
             pool.hits["cold" if session.fresh else "spare"] += 1
         else:
             pool.hits["affinity"] += 1

@@ -19,17 +19,19 @@ from loopaid.core.shares import entitled_at, evictable_at, preference, takeable_
 
 
 class Round:
-    """`run` once and read `wake`: when time alone will change a decision (infinity: it will not).
+    """`run` once and read `wake`: when time alone will change a decision (infinity: it will not). `unsettled`
+    asks for another round: what somebody was granted late may entitle one who got nothing before.
 
     What is on its way already is counted first and used up by those who wait, so nobody asks for it twice.
     """
 
     def __init__(self, ledger: Ledger, now: float) -> None:
         self.wake = inf
+        self.unsettled = False
         self._ledger = ledger
         self._now = now
         self._slice_s = ledger.limits.slice_ms / 1000
-        self._stuck: set[str] = set()
+        self._stuck: dict[str, SessionKey] = {}  # languages, and whose turn ended them
         self._starting = {pool.language: len(pool.starting) for pool in ledger.pools.values()}
         self._coming: Counter[SessionKey | str] = Counter()
         self._entering: Counter[str] = Counter()  # of those, slots that come from another language
@@ -61,24 +63,35 @@ class Round:
                 if self._provide(claim, 0):
                     served[claim] = None
                 else:
-                    self._stuck.add(claim.language)
-        for pool in [pool for pool in pools.values() if pool.language in self._stuck]:
-            sessions = [*pool.idle.values(), *pool.active.values(), *pool.yielding.values()]
-            for key in dict.fromkeys(session.key for session in sessions):
-                assert key is not None
-                for _, _, claim in pool.waiting.first_of(key, enough):
-                    if claim in served:
-                        continue
-                    if not self._provide(claim, 0):
+                    self._stuck[claim.language] = claim.key
+        for language, key in self._stuck.items():
+            self._serve_by_own_key(pools[language], key, served)
+        return [claim for claim in served if claim.held == 0]
+
+    def _serve_by_own_key(self, pool: Pool, tried: SessionKey, served: dict[Claim, None]) -> None:
+        """Those behind the first who got nothing: only sessions of their own key are left for them."""
+        for session in reversed(list(pool.idle.values())):
+            assert session.key is not None
+            for _, _, claim in pool.waiting.first_of(session.key, 1):
+                self._grant(session, claim)
+        leases: dict[SessionKey, list[Session]] = {}
+        for lease in pool.active.values():
+            if lease.key is not None and lease.key != tried:
+                leases.setdefault(lease.key, []).append(lease)
+        for key, of_key in leases.items():
+            for _, _, claim in pool.waiting.first_of(key, len(pool.sessions) + 1):
+                if claim not in served:
+                    if not self._use_up(key) and not self._take(claim, 0, of_key):
                         break
                     served[claim] = None
-        return [claim for claim in served if claim.held == 0]
 
     def _serve_more(self, served: list[Claim]) -> None:
         """Those who want more than they hold: one session at a time, to the one who has least of those first in
         priority."""
+        growing = self._ledger.growing
         order = [(-c.priority, 1, c.number, c.wanted - 1, c) for c in served if c.wanted > 1]
-        order += [(-c.priority, c.keeping, c.number, c.wanted - c.held, c) for c in self._ledger.growing]
+        # At least 1: who has yet to return its last one does not wait for a first one.
+        order += [(-c.priority, max(1, c.keeping), c.number, c.wanted - c.held, c) for c in growing]
         heapq.heapify(order)
         while order:
             priority, having, number, lacking, claim = heapq.heappop(order)
@@ -86,27 +99,35 @@ class Round:
                 if lacking > 1:
                     heapq.heappush(order, (priority, having + 1, number, lacking - 1, claim))
             else:
-                self._stuck.add(claim.language)
+                self._stuck.setdefault(claim.language, claim.key)
 
     def _provide(self, claim: Claim, having: int) -> bool:
         """Get one session for `claim`, now or on its way. False: nothing can be done before `wake`."""
         pool = self._ledger.pools[claim.language]
         if session := pool.idle_for(claim.key):
-            self._ledger.grant(session, claim, self._now)
+            self._grant(session, claim)
             return True
         if claim.language in self._stuck:
-            return self._use_up(claim.key) or self._take(claim, having, own_key=True)
+            return self._use_up(claim.key) or self._take(claim, having, self._leases_of(claim.key, pool))
         if pool.spares:
-            self._ledger.grant(next(iter(pool.spares.values())), claim, self._now)
+            self._grant(next(iter(pool.spares.values())), claim)
             return True
+        if having >= claim.worthwhile:
+            return True  # what is ready it takes; nothing is made ready for it
         if self._starting[claim.language]:
             self._starting[claim.language] -= 1
             return True
         if self._start(pool) or self._use_up(claim.key):
             return True
         if not self._may_start(pool):
-            return self._take(claim, having, own_key=True)
-        return self._use_up(claim.language) or self._evict(claim, having) or self._take(claim, having)
+            return self._take(claim, having, self._leases_of(claim.key, pool))
+        if self._use_up(claim.language) or self._evict(claim, having):
+            return True
+        return self._take(claim, having, [s for p in self._pools_with_room_for(claim) for s in p.active.values()])
+
+    def _grant(self, session: Session, claim: Claim) -> None:
+        self._ledger.grant(session, claim, self._now)
+        self.unsettled |= bool(self._stuck)
 
     def _start(self, pool: Pool) -> bool:
         room = len(pool.sessions) < pool.limits.size_max and self._ledger.free_slots > 0
@@ -157,21 +178,25 @@ class Round:
         growing = [claim for claim in self._ledger.growing if claim.key == session.key]
         return min(growing, key=lambda claim: (-claim.priority, claim.keeping), default=None)
 
-    def _take(self, claim: Claim, having: int, *, own_key: bool = False) -> bool:
-        """Ask a lease back from a batch that has more than its share, compared with `claim`."""
+    def _leases_of(self, key: SessionKey, pool: Pool) -> list[Session]:
+        return [lease for lease in pool.active.values() if lease.key == key]
+
+    def _take(self, claim: Claim, having: int, leases: list[Session]) -> bool:
+        """Ask one of these leases back from a batch that has more than its share, compared with `claim`. It is
+        taken off the list."""
         takeable, wake = [], inf
-        for pool in self._pools_with_room_for(claim):
-            for lease in pool.active.values():
-                if lease.claim is claim or (own_key and lease.key != claim.key):
-                    continue
+        for lease in leases:
+            if lease.claim is not claim:
                 due = takeable_at(claim, having, lease, self._slice_s)
                 if due <= self._now:
                     takeable.append(lease)
-                wake = min(wake, due)
+                elif due < wake:
+                    wake = due
         if not takeable:
             self.wake = min(self.wake, wake)
             return False
         lease = min(takeable, key=lambda lease: preference(claim, lease))
+        leases.remove(lease)
         holder = lease.claim
         assert holder is not None
         _, strict = entitled_at(claim, having, holder)

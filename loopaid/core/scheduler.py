@@ -52,16 +52,26 @@ class Scheduler:
         self._draining = False
 
     def claim(
-        self, now: float, claim_id: str, *, language: str, key: SessionKey, priority: int, wanted: int
+        self,
+        now: float,
+        claim_id: str,
+        *,
+        language: str,
+        key: SessionKey,
+        priority: int,
+        wanted: int,
+        worthwhile: int | None = None,
     ) -> list[Action]:
-        """A batch wants `wanted` sessions from now on, those it holds included; 0: none more. Language and key
-        of a claim stay what they were when it was made."""
+        """A batch wants `wanted` sessions from now on, those it holds included; 0: none more. Once it has
+        `worthwhile` of them it takes what is ready, and nothing is started or evicted for it any more. Language
+        and key of a claim stay what they were when it was made."""
         claim = self._claims.get(claim_id)
         if claim is None:
             self._ledger.pools[language]  # unknown: before anything is noted
             self._claims_made += 1
             claim = self._claims[claim_id] = Claim(claim_id, self._claims_made, language, key)
         claim.priority, claim.wanted = priority, wanted
+        claim.worthwhile = wanted if worthwhile is None else worthwhile
         self._ledger.queue(claim, now)
         return self._decide(now)
 
@@ -175,10 +185,11 @@ class Scheduler:
 
     def _decide(self, now: float) -> list[Action]:
         self._wake = inf
-        if not self._draining:
-            round_ = Round(self._ledger, now)
-            round_.run()
-            self._wake = round_.wake
+        unsettled = not self._draining
+        while unsettled:  # ends, for each turn but the last grants a session
+            turn = Round(self._ledger, now)
+            turn.run()
+            unsettled, self._wake = turn.unsettled, turn.wake
         actions, self._ledger.actions = self._ledger.actions, []
         return actions
 

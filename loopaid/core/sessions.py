@@ -42,8 +42,8 @@ class Session:
     """
 
     __slots__ = (
-        "aged_grant", "bound_at", "claim", "executions", "fresh", "granted_at", "home", "id", "idle_since", "key",
-        "language", "meant_for", "ordered_at", "reason", "start_cost_s", "started_at",
+        "aged_grant", "claim", "executions", "fresh", "granted_at", "home", "id", "idle_since", "key",
+        "language", "meant_for", "ordered_at", "reason", "resident_until", "start_cost_s", "started_at",
     )  # fmt: skip
 
     def __init__(self, session_id: str, language: str, now: float) -> None:
@@ -55,7 +55,7 @@ class Session:
         self.start_cost_s = 0.0
         self.fresh = True  # nobody found it waiting yet
         self.key: SessionKey | None = None
-        self.bound_at = now
+        self.resident_until = now  # no other key replaces it before, if its own needs it
         self.idle_since = now
         self.executions = 0
         # The lease, while there is one.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from math import inf
 
-from loopaid.core.claims import Claim
+from loopaid.core.claims import AGEING_S, Claim
 from loopaid.core.sessions import Session
 
 
@@ -24,27 +24,28 @@ def takeable_at(waiter: Claim, having: int, lease: Session, slice_s: float) -> f
     """From when on `lease` may be asked back for `waiter`, who has (or is about to get) `having` sessions."""
     holder = lease.claim
     assert holder is not None
-    if holder.keeping > holder.wanted:
+    if holder.held - holder.yielding > holder.wanted:
         return -inf
     fair, strict = entitled_at(waiter, having, holder)
     due = max(fair, lease.granted_at + slice_s)
     if not lease.aged_grant:
         due = min(due, strict)
     if lease.key != waiter.key:
-        due = max(due, lease.bound_at + lease.residence_s)
+        due = max(due, lease.resident_until)
     return due
 
 
 def entitled_at(waiter: Claim, having: int, holder: Claim) -> tuple[float, float]:
     """From when on `waiter` is due a session of `holder`: in its fair turn, and by strictly higher priority."""
+    keeping = holder.held - holder.yielding
     if having == 0:
-        fair = -inf if holder.keeping >= 2 else waiter.outranks_at(holder.priority)
-        return fair, waiter.outranks_at(holder.priority + 1)
-    if holder.keeping < 2:
+        equal = waiter.since + AGEING_S * (holder.priority - waiter.priority)
+        return -inf if keeping >= 2 else equal, equal + AGEING_S
+    if keeping < 2:
         return inf, inf
     if waiter.priority != holder.priority:
         return (-inf, -inf) if waiter.priority > holder.priority else (inf, inf)
-    return (-inf if holder.keeping >= having + 2 else inf), inf
+    return (-inf if keeping >= having + 2 else inf), inf
 
 
 def evictable_at(waiter: Claim, having: int, idle: Session, rival: Claim | None) -> float:
@@ -61,7 +62,7 @@ def evictable_at(waiter: Claim, having: int, idle: Session, rival: Claim | None)
         ahead = waiter.priority > rival.priority
         if not ahead and not (waiter.priority == rival.priority and rival.keeping > having):
             return inf
-    return idle.bound_at + idle.residence_s
+    return idle.resident_until
 
 
 def preference(waiter: Claim, lease: Session) -> tuple[bool, bool, bool, int, int, float]:

@@ -126,8 +126,11 @@ class Session(Protocol):
     def request_stop(self) -> None:
         """Ask the window under way to end behind the running item. Without one, nothing happens."""
 
+    def kill(self) -> None:
+        """End it at once; `run` under way delivers what was finished and raises SessionEnded by US."""
+
     async def wait_gone(self) -> str:
-        """Wait until the environment has ended by itself or by `aclose`; return why."""
+        """Wait until the environment has ended, however, and no `run` is reading from it; return why."""
 
     async def aclose(self) -> None:
         """End it, at once and for good; returns when nothing of it is left. May be called twice."""

@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from loopaid.errors import ProtocolViolation
-from loopaid.model import BatchOptions, BatchState, BatchSummary, Language, PoolStatistics, Shape
+from loopaid.model import BatchState, BatchSummary, Language, PoolStatistics, RequestedOptions, Shape
 from loopaid.wire.rows import Block
 
 PROTOCOL_MIN: Final = 1
@@ -104,7 +104,7 @@ class OpenBatch(Request, frozen=True, tag="batch.open"):
 
     task: str
     version: int | None = None
-    options: BatchOptions = BatchOptions()
+    options: RequestedOptions = RequestedOptions()
     idempotency_key: str | None = None
     sampling_rate: float | None = None
     attached: bool = False
@@ -128,7 +128,7 @@ class SubmitBatch(Request, frozen=True, tag="batch.submit"):
     task: str
     items: ItemsChunk
     version: int | None = None
-    options: BatchOptions = BatchOptions()
+    options: RequestedOptions = RequestedOptions()
     idempotency_key: str | None = None
     sampling_rate: float | None = None
     attached: bool = False
@@ -140,7 +140,7 @@ class Exec(Request, frozen=True, tag="exec"):
     task: str
     input: bytes
     version: int | None = None
-    options: BatchOptions = BatchOptions()
+    options: RequestedOptions = RequestedOptions()
     item_id: str | None = None
     force_validation: bool = False
 

@@ -13,6 +13,7 @@ import select
 import signal
 import struct
 import subprocess
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -118,7 +119,11 @@ class LocalSession:
         self._from_rows = bytearray()
         self._up_ended = False
         self._closed = False
+        self._killed = False
         self._running = False
+        self._writing = False
+        self._stop_wanted = False
+        self._idle = trio.Event()
         self._epoll = select.epoll()
         self._epoll.register(pipes.up, select.EPOLLIN)
         self._epoll.register(pipes.rows, select.EPOLLIN)
@@ -146,7 +151,8 @@ class LocalSession:
             {"source": program.source, "shape": program.shape, "digest": program.digest},
         )
         await self._write(_FRAME.pack(LOAD, len(payload)) + payload, trio.current_time() + timeout_s)
-        kind, payload = await self._control_frame(timeout_s)
+        with self._in_use():
+            kind, payload = await self._control_frame(timeout_s)
         if kind == LOADED:
             return
         if kind != LOAD_FAILED:
@@ -155,20 +161,28 @@ class LocalSession:
         raise LoadFailed(ProgramError(failure.type, failure.message, failure.traceback))
 
     def request_stop(self) -> None:
-        if self._running and not self._closed:
+        if self._writing:
+            self._stop_wanted = True  # behind the frame, not in its middle
+        elif self._running and not self._closed:
             # A full pipe means that the session has not even read its window yet; it will end soon enough.
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._pipes.down, _FRAME.pack(STOP, 0))
 
+    def kill(self) -> None:
+        self._killed = True
+        self._process.kill()
+
     async def wait_gone(self) -> str:
         await trio.lowlevel.wait_readable(self._pidfd)
-        return "closed" if self._closed else self._describe_exit()[1]
+        if self._running:  # what it has written is still to be read
+            await self._idle.wait()
+        return "closed" if self._killed else self._describe_exit()[1]
 
     async def aclose(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._process.kill()
+        self.kill()
         with trio.CancelScope(shield=True):
             await self._wait_exit()
         trio.lowlevel.notify_closing(self._either)
@@ -194,12 +208,19 @@ class LocalSession:
         )
         head = _FRAME.pack(RUN, 4 + len(meta) + len(window.inputs)) + len(meta).to_bytes(4, "big")
         patience = window.timeout_ms / 1000 + KILL_GRACE_S
-        self._running = True
-        try:
+        with self._in_use():
             await self._write(b"".join((head, meta, window.inputs)), trio.current_time() + patience)
             return await self._collect(window, patience, deliver)
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        self._running = True
+        try:
+            yield
         finally:
             self._running = False
+            self._idle.set()
+            self._idle = trio.Event()
 
     async def _collect(self, window: Window, patience: float, deliver: Deliver) -> WindowEnd:
         done = 0
@@ -337,9 +358,9 @@ class LocalSession:
         )
 
     async def _ended_by_itself(self, done: int, ran_s: float) -> SessionEnded:
-        if self._closed:
-            return SessionEnded(EndedBy.US, done=done, reason="closed")
         await self._wait_exit()
+        if self._killed:
+            return SessionEnded(EndedBy.US, done=done, reason="closed")
         by, reason = self._describe_exit()
         status = ItemStatus.SESSION_LOST if by is EndedBy.OUTSIDE else ItemStatus.PROGRAM_ERROR
         kind = "SessionLost" if by is EndedBy.OUTSIDE else "ProcessEnded"
@@ -389,6 +410,16 @@ class LocalSession:
     async def _write(self, data: bytes, deadline: float) -> None:
         """Write a frame. The harness reads a whole frame before it acts, so nothing can wait for us meanwhile."""
         view = memoryview(data)
+        self._writing = True
+        try:
+            await self._write_view(view, deadline)
+        finally:
+            self._writing = False
+        if self._stop_wanted:
+            self._stop_wanted = False
+            self.request_stop()
+
+    async def _write_view(self, view: memoryview, deadline: float) -> None:
         while True:
             try:
                 view = view[os.write(self._pipes.down, view) :]

@@ -1,0 +1,161 @@
+"""Where a batch's items and results stand in the log: a few bytes per chunk and per block, never the items themselves.
+
+The log is the queue and the result buffer. Inputs are read back a chunk at a time when their turn comes, results
+when somebody asks for them; live and later readers take the same way.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from loopaid.actors import records
+from loopaid.core.window import fitting
+from loopaid.journal.record import Frame
+from loopaid.wire.messages import EncodedResultBlock, ItemsChunk
+
+CHUNKS_CACHED: Final = 4
+"""Decoded chunks kept per batch: the sessions of a batch work close together, its readers too."""
+
+Read = Callable[[int], Frame]
+
+
+class Chunk:
+    """A chunk read back: its inputs one by one."""
+
+    def __init__(self, items: ItemsChunk) -> None:
+        self.first = items.first
+        self.stop = items.first + items.count
+        self.ids = items.ids
+        self.forced = items.forced
+        self.inputs = items.inputs.split(b"\n")
+
+    def window(self, start: int, stop: int) -> tuple[bytes, list[str] | None, int]:
+        """Inputs, ids and count of the items from `start` that fit one window, `stop` at the most."""
+        inputs = self.inputs[start - self.first : stop - self.first]
+        count = fitting(list(map(len, inputs)))
+        ids = None if self.ids is None else self.ids[start - self.first : start - self.first + count]
+        return b"\n".join(inputs[:count]), ids, count
+
+
+class BatchLog:
+    """The places of one batch's chunks and blocks, in the order of the log. `recorded` counts the records in them."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self.received = 0
+        self.recorded = 0
+        self.has_ids = False
+        self.has_forced = False
+        self._chunk_first = array("Q")
+        self._chunk_position = array("Q")
+        self._block_position = array("Q")
+        self._block_first = array("I")
+        self._block_count = array("I")
+        self._block_cursor = array("Q")  # records before the block
+        self._block_of: array[int] | None = None
+        self._cache: OrderedDict[int, Chunk] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<BatchLog {self.received} items, {self.recorded} records in {len(self._block_position)} blocks>"
+
+    # --- chunks
+
+    def add_chunk(self, position: int, chunk: ItemsChunk) -> None:
+        self._chunk_first.append(chunk.first)
+        self._chunk_position.append(position)
+        self.received = chunk.first + chunk.count
+        self.has_ids |= chunk.ids is not None
+        self.has_forced |= bool(chunk.forced)
+
+    def prime(self, chunk: ItemsChunk) -> None:
+        """Keep a chunk that was just added, so that it can be used before it can be read."""
+        self._remember(len(self._chunk_first) - 1, Chunk(chunk))
+
+    def chunk_at(self, index: int) -> Chunk:
+        """The chunk that holds the item."""
+        number = bisect_right(self._chunk_first, index) - 1
+        chunk = self._cache.get(number)
+        if chunk is None:
+            payload = self._read(self._chunk_position[number]).payload
+            chunk = Chunk(records.decode_items(payload).chunk)
+            self._remember(number, chunk)
+        else:
+            self._cache.move_to_end(number)
+        return chunk
+
+    def chunk_position(self, index: int) -> int:
+        """Where the chunk that holds the item stands in the log."""
+        return self._chunk_position[bisect_right(self._chunk_first, index) - 1]
+
+    def _remember(self, number: int, chunk: Chunk) -> None:
+        self._cache[number] = chunk
+        if len(self._cache) > CHUNKS_CACHED:
+            self._cache.popitem(last=False)
+
+    def forget(self) -> None:
+        """Drop what was read back; it can be read again."""
+        self._cache.clear()
+
+    # --- blocks
+
+    def add_block(self, position: int, first: int, count: int) -> None:
+        if self._block_of is not None:
+            self._block_of[first : first + count] = array("I", [len(self._block_position) + 1]) * count
+        self._block_position.append(position)
+        self._block_first.append(first)
+        self._block_count.append(count)
+        self._block_cursor.append(self.recorded)
+        self.recorded += count
+
+    def recorded_ranges(self) -> list[tuple[int, int]]:
+        """(start, stop) of every block."""
+        return [(first, first + count) for first, count in zip(self._block_first, self._block_count, strict=True)]
+
+    def block_positions(self) -> Sequence[int]:
+        """Where the blocks stand in the log, in its order."""
+        return self._block_position
+
+    def in_log_order(self, cursor: int) -> EncodedResultBlock | None:
+        """The results behind the first `cursor` ones, as far as one event carries them; None when there are none."""
+        if cursor >= self.recorded:
+            return None
+        number = bisect_right(self._block_cursor, cursor) - 1
+        return self._piece(number, cursor - self._block_cursor[number], cursor)
+
+    def in_item_order(self, cursor: int) -> EncodedResultBlock | None:
+        """The same by item index: None when the item `cursor` has no record yet."""
+        if cursor >= self.received:
+            return None
+        if self._block_of is None:
+            self._index_by_item()
+        assert self._block_of is not None
+        number = self._block_of[cursor] - 1
+        if number < 0:
+            return None
+        return self._piece(number, cursor - self._block_first[number], cursor)
+
+    def _index_by_item(self) -> None:
+        self._block_of = array("I", bytes(4 * self.received))
+        for number, (first, stop) in enumerate(self.recorded_ranges()):
+            self._block_of[first:stop] = array("I", [number + 1]) * (stop - first)
+
+    def _piece(self, number: int, offset: int, cursor: int) -> EncodedResultBlock:
+        first = self._block_first[number] + offset
+        limit = self._block_count[number] - offset
+        ids: list[str] | None = None
+        forced: list[int] = []
+        if self.has_ids or self.has_forced:
+            # Only blocks of items that never ran span chunks.
+            chunk = self.chunk_at(first)
+            limit = min(limit, chunk.stop - first)
+            base = first - chunk.first
+            ids = None if chunk.ids is None else chunk.ids[base : base + limit]
+            forced = [place - base for place in chunk.forced if base <= place < base + limit]
+        payload = self._read(self._block_position[number]).payload
+        return EncodedResultBlock(cursor + limit, offset, limit, ids, forced, msgspec.Raw(payload))

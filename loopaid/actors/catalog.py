@@ -1,0 +1,206 @@
+"""The catalog: tasks and their artifacts, held in memory, written to a journal of their own before it is told."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Final
+
+from loopaid.actors import records
+from loopaid.actors.recorder import Recorder
+from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.journal.store import Store
+from loopaid.model import TASK_NAME_CHARS_MAX, Artifact, Language, Shape, Task
+
+PARSED_BYTES_MAX: Final = 64 << 10
+"""Parsing blocks everybody: 50 ms for this much source. The shape of longer ones is told by their words."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.\-]+(?:/[A-Za-z0-9_.\-]+)*\Z")
+
+
+class Catalog:
+    """What the journal says, applied. Owned by the daemon; the recorder writes what it decides."""
+
+    def __init__(self, recorder: Recorder, wall_time: Callable[[], float], *, source_bytes_max: int) -> None:
+        self._recorder = recorder
+        self._wall_time = wall_time
+        self._source_bytes_max = source_bytes_max
+        self._tasks: dict[tuple[int, str], Task] = {}
+        self._artifacts: dict[tuple[int, str], list[Artifact]] = {}
+        self._active: dict[tuple[int, str], int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Catalog {len(self._tasks)} tasks, {sum(map(len, self._artifacts.values()))} artifacts>"
+
+    def replay(self, store: Store) -> None:
+        """Take over what the journal holds; once, before anything else."""
+        for frame in store.scan():
+            match frame.type:
+                case records.TASK:
+                    self._apply_task(records.decode_task(frame.payload))
+                case records.ARTIFACT:
+                    self._apply_artifact(records.decode_artifact(frame.payload))
+                case records.ACTIVATION:
+                    self._apply_activation(records.decode_activation(frame.payload))
+
+    def _apply_task(self, task: Task) -> None:
+        self._tasks[task.uid, task.name] = task
+
+    def _apply_artifact(self, artifact: Artifact) -> None:
+        self._artifacts.setdefault((artifact.uid, artifact.task), []).append(artifact)
+
+    def _apply_activation(self, activation: records.Activation) -> None:
+        self._active[activation.uid, activation.task] = activation.version
+
+    # --- tasks
+
+    def tasks(self, uid: int | None) -> list[Task]:
+        """Those of a user, all for None."""
+        return [task for task in self._tasks.values() if uid is None or task.uid == uid]
+
+    def task(self, uid: int, name: str) -> Task:
+        try:
+            return self._tasks[uid, name]
+        except KeyError:
+            raise LoopaidError(
+                ErrorCode.TASK_NOT_FOUND, f"there is no task {name!r}; `loopai task create {name}` makes one"
+            ) from None
+
+    async def put_task(self, uid: int, name: str, sampling_rate: float | None, *, create_only: bool) -> Task:
+        if not _NAME.match(name) or len(name) > TASK_NAME_CHARS_MAX:
+            raise LoopaidError(
+                ErrorCode.INVALID_REQUEST,
+                f"a task's name is 1 to {TASK_NAME_CHARS_MAX} letters, digits and _ . - with / between parts, "
+                f"not {name[:TASK_NAME_CHARS_MAX]!r}",
+                path="name",
+            )
+        check_rate(sampling_rate)
+        known = self._tasks.get((uid, name))
+        if known is not None and create_only:
+            raise LoopaidError(ErrorCode.TASK_ALREADY_EXISTS, f"the task {name!r} exists already", path="name")
+        if known is not None and sampling_rate in (None, known.sampling_rate):
+            return known
+        rate = sampling_rate if sampling_rate is not None else 0.0
+        task = Task(uid, name, rate, known.created_at if known is not None else self._wall_time())
+        self._apply_task(task)
+        self._recorder.append(records.TASK, records.encode(task))
+        await self._recorder.committed()
+        return task
+
+    # --- artifacts
+
+    def versions(self, uid: int, name: str) -> list[Artifact]:
+        self.task(uid, name)
+        return self._artifacts.get((uid, name), [])
+
+    def active_version(self, uid: int, name: str) -> int | None:
+        return self._active.get((uid, name))
+
+    def artifact(self, uid: int, name: str, version: int | None) -> Artifact:
+        """A version, the active one for None."""
+        versions = self.versions(uid, name)
+        wanted = version if version is not None else self.active_version(uid, name)
+        if wanted is None:
+            raise LoopaidError(
+                ErrorCode.ARTIFACT_NOT_FOUND,
+                f"the task {name!r} has no active artifact; `loopai artifact push {name} FILE` makes one",
+            )
+        if not 1 <= wanted <= len(versions):
+            raise LoopaidError(
+                ErrorCode.ARTIFACT_NOT_FOUND, f"the task {name!r} has {len(versions)} versions and no {wanted}"
+            )
+        return versions[wanted - 1]
+
+    async def push(
+        self,
+        uid: int,
+        name: str,
+        source: str,
+        language: Language,
+        shape: Shape | None,
+        *,
+        activate: bool,
+        if_changed: bool,
+    ) -> tuple[Artifact, bool]:
+        """Store a version; with `if_changed` answer the last one when it is the same, and False."""
+        versions = self.versions(uid, name)
+        if (size := len(source.encode("utf-8", "surrogatepass"))) > self._source_bytes_max:
+            raise LoopaidError(
+                ErrorCode.LIMIT_EXCEEDED,
+                f"the source has {size} bytes, more than {self._source_bytes_max}",
+                path="source",
+            )
+        shape = shape or detect_shape(source)
+        digest = hashlib.sha256(f"{language}\0{shape}\0{source}".encode()).hexdigest()
+        if if_changed and versions and versions[-1].digest == digest:
+            artifact, created = versions[-1], False
+        else:
+            artifact, created = (
+                Artifact(uid, name, len(versions) + 1, language, shape, source, digest, self._wall_time()),
+                True,
+            )
+            self._apply_artifact(artifact)
+            self._recorder.append(records.ARTIFACT, records.encode(artifact))
+        if activate and self.active_version(uid, name) != artifact.version:
+            self._activate(artifact)
+        await self._recorder.committed()
+        return artifact, created
+
+    async def activate(self, uid: int, name: str, version: int) -> Artifact:
+        artifact = self.artifact(uid, name, version)
+        self._activate(artifact)
+        await self._recorder.committed()
+        return artifact
+
+    def _activate(self, artifact: Artifact) -> None:
+        activation = records.Activation(artifact.uid, artifact.task, artifact.version, self._wall_time())
+        self._apply_activation(activation)
+        self._recorder.append(records.ACTIVATION, records.encode(activation))
+
+
+def check_rate(rate: float | None) -> None:
+    if rate is not None and not 0.0 <= rate <= 1.0:
+        raise LoopaidError(
+            ErrorCode.INVALID_REQUEST, f"sampling_rate must be between 0 and 1, not {rate}", path="sampling_rate"
+        )
+
+
+def detect_shape(source: str) -> Shape:
+    """A script assigns `result` at top level; a function is called `main`. Python source alone, so far.
+
+    A source that this Python cannot parse may be one that the interpreter of the sessions can: then the words in it
+    decide, and the interpreter has the last one.
+    """
+    try:
+        shape = _shape_of(ast.parse(source).body) if len(source) <= PARSED_BYTES_MAX else _shape_by_words(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        shape = _shape_by_words(source)
+    if shape is None:
+        raise LoopaidError(
+            ErrorCode.INVALID_REQUEST,
+            "a program assigns `result` at top level or defines `main(input_data)`, and this one does neither",
+            path="source",
+        )
+    return shape
+
+
+def _shape_of(body: list[ast.stmt]) -> Shape | None:
+    names = {
+        node.id
+        for statement in body
+        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    if "result" in names:
+        return Shape.SCRIPT
+    defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return Shape.FUNCTION if "main" in defined | names else None
+
+
+def _shape_by_words(source: str) -> Shape | None:
+    if re.search(r"(?m)^result\s*[:=]", source):
+        return Shape.SCRIPT
+    return Shape.FUNCTION if re.search(r"(?m)^(async\s+)?def\s+main\b|^main\s*=", source) else None

@@ -1,0 +1,270 @@
+"""The pools: sessions of every language, started, lent and closed as the scheduler decides.
+
+`Pools` owns the one scheduling state. Its methods are plain calls: an event goes in, and the actions that come out
+are carried out at once (grants, yields) or handed to the actor of the language (starting and closing take time).
+Destroying and re-warming are therefore never on a batch's path.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import trio
+
+from loopaid.actors.supervise import supervise
+from loopaid.core.actions import Action, CloseSession, Grant, Refuse, StartSession, Yield
+from loopaid.core.claims import SessionKey
+from loopaid.core.restarts import RestartBudget
+from loopaid.core.scheduler import Scheduler
+from loopaid.model import Language, PoolStatistics
+from loopaid.providers.base import Provider, Session, StartFailed
+
+log = logging.getLogger(__name__)
+
+MAILBOX_MAX: Final = 4096
+"""More than the sessions that can exist: each has one action waiting at most."""
+
+
+class Lease:
+    """The right to use a session, until `Pools.release` or `Pools.lost`.
+
+    `digest` is that of the program the session has loaded, "" for none; `executions` counts the items it has run,
+    `rss_bytes` is the most memory that its process had. The holder keeps them up to date. When `yielding` turns true the lease is to
+    be returned at the next boundary; the session was asked to stop its window, and `on_yield` is called.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.digest = ""
+        self.executions = 0
+        self.rss_bytes: int | None = None
+        self.yielding = False
+        self.on_yield: Callable[[], None] = _nothing
+
+    def ask_back(self) -> None:
+        self.yielding = True
+        self.session.request_stop()
+        self.on_yield()
+
+
+def _nothing() -> None:
+    """Nobody holds the lease."""
+
+
+class Refused(Exception):
+    """Sessions of this language cannot be started; the message says why."""
+
+
+GrantChannel = trio.MemorySendChannel["Lease | Refused"]
+
+
+class Pools:
+    """All pools. Made by `open_pools`; all methods belong to the event loop's thread."""
+
+    def __init__(self, scheduler: Scheduler, providers: Mapping[Language, Provider]) -> None:
+        self._scheduler = scheduler
+        self._actors = {language: PoolActor(self, language, provider) for language, provider in providers.items()}
+        self._grants: dict[str, GrantChannel] = {}
+        self._leases: dict[str, Lease] = {}
+        self._wake = trio.Event()
+        self._waiting_until = math.inf
+
+    # --- what batches say
+
+    def join(self, claim_id: str, grants: GrantChannel) -> None:
+        """From now on, what is granted to this claim is sent here; the channel must hold all it can be granted."""
+        self._grants[claim_id] = grants
+
+    def claim(
+        self, claim_id: str, *, language: Language, key: SessionKey, priority: int, wanted: int, worthwhile: int
+    ) -> None:
+        """Want `wanted` sessions, and have new ones started for up to `worthwhile` of them. See Scheduler.claim."""
+        self._perform(
+            self._scheduler.claim(
+                trio.current_time(),
+                claim_id,
+                language=language,
+                key=key,
+                priority=priority,
+                wanted=wanted,
+                worthwhile=worthwhile,
+            )
+        )
+
+    def leave(self, claim_id: str) -> None:
+        """The batch is over and holds nothing any more."""
+        self._grants.pop(claim_id, None)
+        self._perform(self._scheduler.withdraw(trio.current_time(), claim_id))
+
+    def release(self, lease: Lease, *, executions: int, clean: bool) -> None:
+        lease.yielding = False
+        lease.on_yield = _nothing
+        self._perform(
+            self._scheduler.release(trio.current_time(), lease.session.id, executions=executions, clean=clean)
+        )
+
+    def lost(self, session_id: str, reason: str) -> None:
+        """The session died, whoever noticed first."""
+        if self._leases.pop(session_id, None) is not None:
+            log.warning("session %s lost: %s", session_id, reason)
+            self._perform(self._scheduler.session_lost(trio.current_time(), session_id, reason))
+
+    # --- what the actors say
+
+    def started(self, session: Session, cost_s: float) -> None:
+        log.debug("session %s started in %.0f ms", session.id, cost_s * 1000)
+        self._leases[session.id] = Lease(session)
+        self._perform(self._scheduler.session_started(trio.current_time(), session.id, cost_s))
+
+    def start_failed(self, session_id: str, reason: str) -> None:
+        log.warning("session %s could not be started: %s", session_id, reason)
+        self._perform(self._scheduler.session_failed(trio.current_time(), session_id, reason))
+
+    def closed(self, session_id: str, reason: str) -> None:
+        log.debug("session %s closed (%s)", session_id, reason)
+        self._leases.pop(session_id, None)
+        self._perform(self._scheduler.session_closed(trio.current_time(), session_id))
+
+    # --- everybody else
+
+    def statistics(self, language: Language) -> PoolStatistics:
+        return self._scheduler.statistics(language, trio.current_time())
+
+    def start_cost_s(self, language: Language) -> float:
+        return self._scheduler.start_cost_s(language)
+
+    @property
+    def languages(self) -> list[Language]:
+        return list(self._actors)
+
+    def drain(self) -> None:
+        self._perform(self._scheduler.drain(trio.current_time()))
+
+    # --- carrying out
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case StartSession(session_id=session_id, language=language):
+                    self._actors[Language(language)].order(action)
+                case CloseSession(session_id=session_id):
+                    self._actors[self._leases[session_id].session.language].order(action)
+                case Grant(session_id=session_id, claim_id=claim_id):
+                    self._grant(session_id, claim_id)
+                case Yield(session_id=session_id):
+                    self._leases[session_id].ask_back()
+                case Refuse(claim_id=claim_id, reason=reason):
+                    if claim_id in self._grants:
+                        self._grants[claim_id].send_nowait(Refused(reason))
+        deadline = self._scheduler.next_deadline()
+        if deadline is not None and deadline < self._waiting_until:
+            self._wake.set()
+
+    def _grant(self, session_id: str, claim_id: str) -> None:
+        lease = self._leases[session_id]
+        channel = self._grants.get(claim_id)
+        if channel is None:  # it left while this was being decided
+            self.release(lease, executions=0, clean=True)
+        else:
+            channel.send_nowait(lease)
+
+    async def run(self) -> None:
+        """Run the actors and the clock; until cancelled. Closes all sessions then."""
+        async with trio.open_nursery() as nursery:
+            for actor in self._actors.values():
+                nursery.start_soon(
+                    partial(
+                        supervise,
+                        actor.run,
+                        failures=(OSError,),
+                        budget=RestartBudget(),
+                        on_failure=actor.on_failure,
+                    )
+                )
+            nursery.start_soon(self._keep_time)
+
+    async def _keep_time(self) -> None:
+        self._perform(self._scheduler.tick(trio.current_time()))
+        while True:
+            deadline = self._scheduler.next_deadline()
+            self._waiting_until = math.inf if deadline is None else deadline
+            with trio.move_on_at(self._waiting_until) as waiting:
+                await self._wake.wait()
+            self._wake = trio.Event()
+            if waiting.cancelled_caught:
+                self._perform(self._scheduler.tick(trio.current_time()))
+
+
+class PoolActor:
+    """Starts and closes the sessions of one language. Its mailbox outlives a restart of its loop."""
+
+    def __init__(self, pools: Pools, language: Language, provider: Provider) -> None:
+        self._pools = pools
+        self._language = language
+        self._provider = provider
+        self._orders, self._mailbox = trio.open_memory_channel[StartSession | CloseSession](MAILBOX_MAX)
+        self._sessions: dict[str, Session] = {}
+
+    def order(self, action: StartSession | CloseSession) -> None:
+        self._orders.send_nowait(action)
+
+    def on_failure(self, error: Exception, delay_s: float) -> None:
+        log.error("the pool of %s failed and restarts in %.1f s: %s", self._language, delay_s, error)
+
+    async def run(self) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                async for action in self._mailbox:
+                    if isinstance(action, StartSession):
+                        nursery.start_soon(self._start, action.session_id)
+                    else:
+                        nursery.start_soon(self._close, action.session_id, action.reason)
+        finally:
+            await self._close_all()
+
+    async def _start(self, session_id: str) -> None:
+        """Start a session and stay with it until it is gone."""
+        began = trio.current_time()
+        try:
+            session = await self._provider.start(self._language, session_id)
+        except StartFailed as error:
+            self._pools.start_failed(session_id, str(error))
+            return
+        self._sessions[session_id] = session
+        self._pools.started(session, trio.current_time() - began)
+        reason = await session.wait_gone()
+        if session_id in self._sessions:
+            await session.aclose()
+            del self._sessions[session_id]
+            self._pools.lost(session_id, reason)
+
+    async def _close(self, session_id: str, reason: str) -> None:
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            await session.aclose()
+        self._pools.closed(session_id, reason)
+
+    async def _close_all(self) -> None:
+        """On the way out: nothing that was started stays behind."""
+        with trio.CancelScope(shield=True):
+            for session_id, session in list(self._sessions.items()):
+                del self._sessions[session_id]
+                await session.aclose()
+                self._pools.closed(session_id, "the pool closed")
+
+
+@asynccontextmanager
+async def open_pools(scheduler: Scheduler, providers: Mapping[Language, Provider]) -> AsyncIterator[Pools]:
+    """Run the pools. Leaving closes every session."""
+    pools = Pools(scheduler, providers)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pools.run)
+        try:
+            yield pools
+        finally:
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,168 @@
+"""The recorder: the single writer of a journal, with group commit and no timer.
+
+Appending is a plain call that gives a frame its place. One task takes all that was appended while the last commit
+ran, commits it in a worker thread with one write and one fdatasync, and only then tells anybody. When there is no
+space it keeps what it has and tries again; when a write fails otherwise, nobody can know what is on the disk, and
+the recorder ends with JournalPoisoned, and the daemon with it: only opening anew can tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar, TypeVarTuple
+
+import trio
+
+from loopaid.errors import ErrorCode, JournalFull, JournalPoisoned, LoopaidError
+from loopaid.journal.record import Frame
+from loopaid.journal.group import Group
+from loopaid.journal.store import Store
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+PENDING_BYTES_MAX: Final = 32 << 20
+"""Sessions get no new window while more than this waits for the disk."""
+FULL_RETRY_S: Final = 1.0
+"""How often a full disk is tried again: no event tells when space comes back."""
+
+
+class Recorder:
+    """Made by `open_recorder`. All methods belong to the event loop's thread."""
+
+    def __init__(self, store: Store, *, durable: bool) -> None:
+        self.store = store
+        self.durable = durable
+        self.full = False
+        self._failed = False
+        self._closing = False
+        self._on_durable: list[tuple[Callable[[int], None], int]] = []
+        self._work = trio.Event()
+        self._committed = trio.Event()
+        self._room = trio.Event()
+        self.on_full: Callable[[], None] = lambda: None
+        """Called when the disk becomes full; whoever runs sessions asks them to stop."""
+
+    def __repr__(self) -> str:
+        return f"<Recorder {self.health} {self.store!r}>"
+
+    @property
+    def health(self) -> str:
+        return "poisoned" if self._failed else "full" if self.full else "healthy"
+
+    def append(self, kind: int, payload: bytes, on_durable: Callable[[int], None] | None = None) -> int:
+        """Append a frame; returns its position. `on_durable` is called with it once the frame is committed."""
+        if self._failed:
+            raise _unknown()
+        position = self.store.append(kind, payload)
+        if on_durable is not None:
+            self._on_durable.append((on_durable, position))
+        self._work.set()
+        return position
+
+    async def committed(self) -> None:
+        """Wait until everything appended so far is durable. Raises LoopaidError(DURABILITY_UNKNOWN)."""
+        target = self.store.end
+        while self.store.durable_end < target:
+            if self._failed:
+                raise _unknown()
+            await self._committed.wait()
+
+    async def room(self) -> None:
+        """Wait until there is room for more rows: the back-pressure of a slow or full disk."""
+        while self.full or self.store.pending_bytes > PENDING_BYTES_MAX:
+            if self._failed:
+                raise _unknown()
+            await self._room.wait()
+
+    def check_accepting(self) -> None:
+        """Raise LoopaidError(LOG_FULL) when nothing new may be begun."""
+        if self.full:
+            raise LoopaidError(
+                ErrorCode.LOG_FULL,
+                "no space is left for the log; running batches wait, new ones are refused until there is",
+                retry_after_ms=int(FULL_RETRY_S * 1000),
+            )
+
+    def read(self, position: int) -> Frame:
+        return self.store.read(position)
+
+    async def run(self) -> None:
+        """Commit until `close` was called and nothing is left. Raises JournalPoisoned."""
+        while True:
+            with trio.move_on_after(FULL_RETRY_S if self.full else math.inf):
+                await self._work.wait()
+            self._work = trio.Event()
+            group = self.store.take_group()
+            try:
+                if group is not None:
+                    callbacks, self._on_durable = self._on_durable, []
+                    await self._commit(group)
+                    self.store.publish(group)
+                    for callback, position in callbacks:
+                        callback(position)
+                if self.store.full:
+                    self._become_full()
+                    self.full = not await _in_thread(self.store.restore_reserve)
+            except JournalPoisoned:
+                self._failed = True
+                raise
+            finally:
+                self._tell()
+            if self.store.pending_bytes:
+                self._work.set()
+            elif self._closing:
+                return
+
+    async def _commit(self, group: Group) -> None:
+        while True:
+            try:
+                await _in_thread(self.store.commit, group)
+                return
+            except JournalFull:
+                self._become_full()
+                await trio.sleep(FULL_RETRY_S)
+
+    def _become_full(self) -> None:
+        if not self.full:
+            self.full = True
+            self.on_full()
+
+    def _tell(self) -> None:
+        self._committed.set()
+        self._committed = trio.Event()
+        self._room.set()
+        self._room = trio.Event()
+
+    def close(self) -> None:
+        """Let `run` end once everything is committed."""
+        self._closing = True
+        self._work.set()
+
+
+async def _in_thread(function: Callable[[*Ts], T], *args: *Ts) -> T:
+    """Never abandoned: a commit that is under way decides what is durable."""
+    with trio.CancelScope(shield=True):
+        result = await trio.to_thread.run_sync(function, *args)
+    return result
+
+
+def _unknown() -> LoopaidError:
+    return LoopaidError(
+        ErrorCode.DURABILITY_UNKNOWN,
+        "the log could not be written; whether this is recorded is known when the daemon has started again",
+    )
+
+
+@asynccontextmanager
+async def open_recorder(store: Store, *, durable: bool) -> AsyncIterator[Recorder]:
+    """Run a recorder on an open store. Leaving commits what was appended; the store stays the caller's to close."""
+    recorder = Recorder(store, durable=durable)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(recorder.run)
+        try:
+            yield recorder
+        finally:
+            recorder.close()

@@ -1,0 +1,96 @@
+"""What stands in the two journals. The type numbers and layouts are for ever; fields are only ever appended.
+
+`catalog/` holds TASK, ARTIFACT and ACTIVATION. `records/` holds the life of every batch:
+
+    BATCH_OPENED  BATCH_ITEMS...  BATCH_CLOSED  ITEMS_DONE...  [BATCH_RESUMED  ITEMS_DONE...]  BATCH_ENDED
+
+BATCH_CLOSED is the acceptance. ITEMS_DONE carries a block of rows as the session wrote them (`loopaid.wire.rows`).
+A batch that was dropped before it was closed has BATCH_ENDED without BATCH_CLOSED.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from loopaid.model import Artifact, BatchOptions, BatchState, LatencySummary, Task
+from loopaid.wire.messages import ItemsChunk
+
+TASK: Final = 1
+ARTIFACT: Final = 2
+ACTIVATION: Final = 3
+
+BATCH_OPENED: Final = 16
+BATCH_ITEMS: Final = 17
+BATCH_CLOSED: Final = 18
+ITEMS_DONE: Final = 19
+BATCH_RESUMED: Final = 20
+BATCH_ENDED: Final = 21
+
+
+class Activation(msgspec.Struct, frozen=True, array_like=True):
+    uid: int
+    task: str
+    version: int
+    at: float
+
+
+class BatchOpened(msgspec.Struct, frozen=True, array_like=True):
+    """`opened_at` is Unix seconds, as all times here. `digest` pins the program."""
+
+    batch_id: str
+    uid: int
+    task: str
+    version: int
+    digest: str
+    language: str
+    options: BatchOptions
+    sampling_rate: float
+    idempotency_key: str | None
+    attached: bool
+    opened_at: float
+
+
+class BatchItems(msgspec.Struct, frozen=True, array_like=True):
+    batch_id: str
+    chunk: ItemsChunk
+
+
+class BatchClosed(msgspec.Struct, frozen=True, array_like=True):
+    batch_id: str
+    total: int
+    sampled_count: int
+    closed_at: float
+
+
+class BatchResumed(msgspec.Struct, frozen=True, array_like=True):
+    """The daemon died under the batch; what has no record runs on this attempt."""
+
+    batch_id: str
+    attempt: int
+    at: float
+
+
+class BatchEnded(msgspec.Struct, frozen=True, array_like=True):
+    """`by_status` counts by the status's number. `latency` is of the daemon's last life under the batch."""
+
+    batch_id: str
+    state: BatchState
+    by_status: dict[int, int]
+    latency: LatencySummary
+    started_at: float | None
+    ended_at: float
+    sessions_used: int
+    reason: str
+
+
+encode: Final = msgspec.msgpack.Encoder().encode
+decode_task: Final = msgspec.msgpack.Decoder(Task).decode
+decode_artifact: Final = msgspec.msgpack.Decoder(Artifact).decode
+decode_activation: Final = msgspec.msgpack.Decoder(Activation).decode
+decode_opened: Final = msgspec.msgpack.Decoder(BatchOpened).decode
+decode_items: Final = msgspec.msgpack.Decoder(BatchItems).decode
+decode_closed: Final = msgspec.msgpack.Decoder(BatchClosed).decode
+decode_resumed: Final = msgspec.msgpack.Decoder(BatchResumed).decode
+decode_ended: Final = msgspec.msgpack.Decoder(BatchEnded).decode

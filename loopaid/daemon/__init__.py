@@ -1,0 +1,1 @@
+"""The daemon: what opens everything, listens, and answers."""

@@ -1,0 +1,133 @@
+"""The daemon from the outside in: what it is made of, in the order in which it opens. Read this first.
+
+    journals ⊃ recorders ⊃ provider ⊃ pools ⊃ catalog and batches ⊃ listener
+
+Leaving closes in reverse: the listener stops accepting, batches get a deadline, sessions end, the recorders commit
+what is left, the journals sync and close. What fails outside us (sessions, connections) is restarted where it is
+owned; anything unexpected in batches, recorders or catalog ends the daemon, and the log resumes the work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import msgspec
+import trio
+
+from loopaid.actors.batch import Surroundings
+from loopaid.actors.batches import Batches, open_batches
+from loopaid.actors.catalog import Catalog
+from loopaid.actors.pools import Pools, open_pools
+from loopaid.actors.recorder import Recorder, open_recorder
+from loopaid.config import Config
+from loopaid.core.scheduler import Scheduler
+from loopaid.core.sessions import PoolLimits, SchedulerLimits
+from loopaid.errors import JournalLocked
+from loopaid.journal.store import Store, open_store
+from loopaid.model import Language
+from loopaid.providers.local.provider import LocalProvider, open_local_provider
+
+log = logging.getLogger(__name__)
+
+CATALOG_RESERVE_BYTES = 1 << 20
+
+
+class Daemon(msgspec.Struct, frozen=True):
+    """Everything that handlers may need."""
+
+    config: Config
+    state_dir: Path
+    started_at: float
+    provider: LocalProvider
+    pools: Pools
+    catalog: Catalog
+    batches: Batches
+    recorder: Recorder
+
+
+@asynccontextmanager
+async def open_daemon(config: Config, state_dir: Path) -> AsyncIterator[Daemon]:
+    """Open everything but the listener; ready to work, with unfinished batches taken up.
+
+    Raises JournalError for a log that cannot be used, JournalLocked when another daemon has the directory.
+    """
+    durable = config.log.durability == "durable"
+    with _locked(state_dir), _store(state_dir / "catalog", config) as catalog_store:
+        with _store(state_dir / "records", config) as store:
+            async with (
+                open_recorder(catalog_store, durable=durable) as catalog_recorder,
+                open_recorder(store, durable=durable) as recorder,
+                open_local_provider(config) as provider,
+                open_pools(_scheduler(config), {Language.PYTHON: provider}) as pools,
+            ):
+                catalog = Catalog(catalog_recorder, time.time, source_bytes_max=config.limits.source_bytes_max)
+                catalog.replay(catalog_store)
+                around = Surroundings(recorder, pools, time.time, config.execution.attempts_max)
+                async with open_batches(config, catalog, around, provider) as batches:
+                    batches.replay(store)
+                    recorder.on_full = batches.stop_windows
+                    yield Daemon(config, state_dir, time.time(), provider, pools, catalog, batches, recorder)
+
+
+async def drain(daemon: Daemon) -> None:
+    """Let what runs finish within `daemon.drain_timeout_s`; take nothing new."""
+    daemon.batches.draining = True
+    with trio.move_on_after(daemon.config.daemon.drain_timeout_s) as waiting:
+        await daemon.batches.wait_idle()
+    if waiting.cancelled_caught:
+        log.warning("batches are unfinished after %.0f s and go on with the next start", waiting.deadline)
+
+
+def _scheduler(config: Config) -> Scheduler:
+    pool = config.pool
+    limits = SchedulerLimits(
+        pools=(PoolLimits(Language.PYTHON, pool.python.size_max, pool.python.warm_min),),
+        sessions_max=pool.sessions_max,
+        idle_timeout_s=pool.idle_timeout_s,
+        lifetime_max_s=pool.lifetime_max_s,
+        executions_max=pool.executions_max,
+        slice_ms=pool.slice_ms,
+    )
+    return Scheduler(limits, prefix=f"{secrets.token_hex(3)}-")
+
+
+@contextmanager
+def _store(directory: Path, config: Config) -> Iterator[Store]:
+    store = open_store(
+        directory,
+        segment_bytes=config.log.segment_bytes,
+        durable=config.log.durability == "durable",
+        reserve_bytes=config.log.reserve_bytes if directory.name == "records" else CATALOG_RESERVE_BYTES,
+    )
+    report = store.recovery
+    if report.torn_file:
+        log.warning("%s: a torn tail of %d bytes was set aside as %s", directory, report.torn_bytes, report.torn_file)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
+    """Own the state directory, made 0700 if it is not there. Raises JournalLocked that names the other owner."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(state_dir / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(fd, 64, 0).decode(errors="replace").strip()
+            raise JournalLocked(f"{state_dir} belongs to a running daemon (pid {owner or 'unknown'})") from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,248 @@
+"""One client's connection: frames in, requests answered concurrently, one sender that owns the stream.
+
+Nothing a client does or does not do disturbs another: what waits to be sent to it is bounded, a socket that stays
+full is cut off, and garbage gets one ERROR and the end of the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Final
+
+import msgspec
+import trio
+
+from loopaid.errors import ErrorCode, ErrorInfo, JournalError, LoopaidError, ProtocolViolation
+from loopaid.wire.connection import CONNECTION, ServerConnection
+from loopaid.wire.events import BadRequest, CancelReceived, CreditReceived, HelloReceived, RequestReceived, ServerEvent
+from loopaid.wire.messages import AddItems, AnyRequest, EncodedResultBlock, Hello, SubmitBatch
+
+log = logging.getLogger(__name__)
+
+READ_BYTES: Final = 256 << 10
+OUTBOX_BYTES_MAX: Final = 1 << 20
+"""What may wait for a client's socket; whoever has more to say to it waits."""
+_UCRED: Final = struct.Struct("=iII")
+UPLOAD_WINDOW_BYTES: Final = 8 << 20
+"""Items that a client may send ahead of their becoming durable."""
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Who is at the other end, by SO_PEERCRED. `scope` is None for an admin, who sees everybody's."""
+
+    uid: int
+    pid: int
+    is_admin: bool
+
+    @property
+    def scope(self) -> int | None:
+        return None if self.is_admin else self.uid
+
+
+Handle = Callable[["Call", AnyRequest], Awaitable[object]]
+
+
+class Call:
+    """One request under way: who asks, and how to send events before the answer."""
+
+    def __init__(self, connection: ClientStream, request_id: int) -> None:
+        self.peer = connection.peer
+        self.scope = trio.CancelScope()
+        self.streams = False
+        """Whether events were sent: then the answer is END, not REPLY."""
+        self._connection = connection
+        self._request_id = request_id
+
+    def keep(self, context: AbstractContextManager[None]) -> None:
+        """Enter `context` and leave it when the connection ends, not with the request."""
+        self._connection.contexts.enter_context(context)
+
+    async def event(self, event: object) -> None:
+        self.streams = True
+        await self._connection.send(self._connection.wire.event(self._request_id, event))
+
+    async def results(self, block: EncodedResultBlock) -> None:
+        """Send results as soon as the client's credit allows it."""
+        wire, request_id = self._connection.wire, self._request_id
+        while wire.stream_credit(request_id) <= 0:
+            await self._connection.credited.wait()
+        await self._connection.send(wire.event(request_id, block, bulk=True))
+
+
+class ClientStream:
+    """The daemon's side of one connection. `serve` runs it to its end."""
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        peer: Peer,
+        hello: Hello,
+        handle: Handle,
+        *,
+        in_flight_max: int,
+        stalled_s: float,
+    ) -> None:
+        self.peer = peer
+        self.wire = ServerConnection(hello)
+        self.credited = trio.Event()
+        self.contexts = ExitStack()
+        self._stream = stream
+        self._handle = handle
+        self._in_flight_max = in_flight_max
+        self._stalled_s = stalled_s
+        self._calls: dict[int, Call] = {}
+        self._uploading: dict[int, int] = {}
+        self._outbox: deque[bytes] = deque()
+        self._outbox_bytes = 0
+        self._outbox_changed = trio.Event()
+        self._outbox_taken = trio.Event()
+        self._ending = False
+
+    def __repr__(self) -> str:
+        return f"<ClientStream uid={self.peer.uid} pid={self.peer.pid} {self.wire!r}>"
+
+    async def serve(self) -> None:
+        """Answer until the client goes away, or is sent away."""
+        with self.contexts:
+            await self._serve()
+
+    async def _serve(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_all, nursery.cancel_scope)
+            self._put(self.wire.hello())
+            try:
+                await self._receive_all(nursery)
+            except ProtocolViolation as violation:
+                log.info("client uid=%d pid=%d: %s", self.peer.uid, self.peer.pid, violation)
+                self._put(self.wire.error(CONNECTION, violation.info()))
+                self._ending = True  # the sender ends everything once this is out
+                await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+
+    # --- in
+
+    async def _receive_all(self, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                data = await self._stream.receive_some(READ_BYTES)
+            except trio.BrokenResourceError:
+                return
+            if not data:
+                return
+            for event in self.wire.receive_data(data):
+                self._on_event(event, nursery)
+
+    def _on_event(self, event: ServerEvent, nursery: trio.Nursery) -> None:
+        match event:
+            case RequestReceived(request_id=request_id, request=request):
+                self._begin(request_id, request, nursery)
+            case BadRequest(request_id=request_id, info=info):
+                self._put(self.wire.error(request_id, info))
+            case CancelReceived(request_id=request_id):
+                if request_id in self._calls:
+                    self._calls[request_id].scope.cancel()
+            case CreditReceived():
+                self.credited.set()
+                self.credited = trio.Event()
+            case HelloReceived():
+                pass
+
+    def _begin(self, request_id: int, request: AnyRequest, nursery: trio.Nursery) -> None:
+        if len(self._calls) >= self._in_flight_max:
+            error = LoopaidError(
+                ErrorCode.LIMIT_EXCEEDED, f"more than {self._in_flight_max} requests in flight on one connection"
+            )
+            self._put(self.wire.error(request_id, error.info(request_id)))
+            return
+        if isinstance(request, AddItems | SubmitBatch):
+            self._uploading[request_id] = len(request.items.inputs)
+        call = self._calls[request_id] = Call(self, request_id)
+        try:
+            answer = self._handle(call, request)
+        except LoopaidError as error:
+            answer = _failing(error)
+        nursery.start_soon(self._answer, request_id, call, answer)
+
+    async def _answer(self, request_id: int, call: Call, answer: Awaitable[object]) -> None:
+        try:
+            with call.scope:
+                reply = await answer
+            if call.scope.cancelled_caught:
+                raise LoopaidError(ErrorCode.CANCELLED, "the request was cancelled")
+            frame = self.wire.end(request_id, reply) if call.streams else self.wire.reply(request_id, reply)
+        except LoopaidError as error:
+            frame = self.wire.error(request_id, error.info(request_id))
+        except JournalError as error:
+            log.error("request %d of uid=%d: %s", request_id, self.peer.uid, error)
+            info = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=f"the log cannot be read: {error}")
+            frame = self.wire.error(request_id, info)
+        finally:
+            del self._calls[request_id]
+        self._put(frame)
+        self._grant_upload(request_id)
+
+    def _grant_upload(self, request_id: int) -> None:
+        """Give back the credit of items that are durable or refused now."""
+        if self._uploading.pop(request_id, None) is not None:
+            missing = UPLOAD_WINDOW_BYTES - self.wire.upload_credit - sum(self._uploading.values())
+            if missing > 0:
+                self._put(self.wire.credit(missing))
+
+    # --- out
+
+    async def send(self, data: bytes) -> None:
+        """Queue a frame; waits while the client's socket is behind."""
+        while self._outbox_bytes > OUTBOX_BYTES_MAX:
+            await self._outbox_taken.wait()
+        self._put(data)
+        await trio.lowlevel.checkpoint()
+
+    def _put(self, data: bytes) -> None:
+        self._outbox.append(data)
+        self._outbox_bytes += len(data)
+        self._outbox_changed.set()
+
+    async def _send_all(self, connection: trio.CancelScope) -> None:
+        """Own the stream's sending side. Ends the connection when the client does not read, or is gone."""
+        try:
+            while self._outbox or not self._ending:
+                await self._outbox_changed.wait()
+                self._outbox_changed = trio.Event()
+                data = b"".join(self._outbox)
+                self._outbox.clear()
+                self._outbox_bytes = 0
+                self._outbox_taken.set()
+                self._outbox_taken = trio.Event()
+                await self._send_bytes(data)
+        except trio.TooSlowError:
+            log.warning(
+                "client uid=%d pid=%d cut off: it read nothing for %.0f s",
+                self.peer.uid,
+                self.peer.pid,
+                self._stalled_s,
+            )
+        except OSError:  # it is gone, which the reader may not have noticed yet
+            pass
+        connection.cancel()
+
+    async def _send_bytes(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            with trio.fail_after(self._stalled_s):
+                sent = await self._stream.socket.send(view)
+            view = view[sent:]
+
+
+async def _failing(error: LoopaidError) -> object:
+    raise error
+
+
+def peer_of(stream: trio.SocketStream, is_admin: Callable[[int], bool]) -> Peer:
+    """Who connected, as the kernel says."""
+    pid, uid, _gid = _UCRED.unpack(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return Peer(uid, pid, is_admin(uid))

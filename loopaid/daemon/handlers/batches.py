@@ -1,0 +1,144 @@
+"""Batches: submitted at once or streamed, looked at, waited for, cancelled; and `exec`, a batch of one."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+import msgspec
+import trio
+
+from loopaid.actors.batch import Batch
+from loopaid.daemon.app import Daemon
+from loopaid.daemon.connection import Call
+from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.model import BatchState, BatchSummary
+from loopaid.wire import messages as m
+
+
+async def open_batch(daemon: Daemon, call: Call, request: m.OpenBatch) -> m.BatchOpened:
+    batch, _ = daemon.batches.open(call.peer.uid, request)
+    _attach(daemon, call, batch)
+    received = batch.log.received  # of which the commit below is the proof
+    await daemon.recorder.committed()
+    return m.BatchOpened(batch_id=batch.id, received=received, state=batch.state)
+
+
+def add_items(daemon: Daemon, call: Call, request: m.AddItems) -> Awaitable[m.ItemsDurable]:
+    batch = daemon.batches.find(call.peer.scope, request.batch_id)
+    daemon.batches.add_items(batch, request.items)
+    return _durable(daemon, batch.log.received)
+
+
+async def _durable(daemon: Daemon, received: int) -> m.ItemsDurable:
+    await daemon.recorder.committed()
+    return m.ItemsDurable(received=received)
+
+
+async def close_batch(daemon: Daemon, call: Call, request: m.CloseBatch) -> m.BatchAccepted:
+    batch = daemon.batches.find(call.peer.scope, request.batch_id)
+    if batch.state is BatchState.RECEIVING:
+        await daemon.batches.close(batch, request.total)
+    elif request.total != batch.total:  # closed before, and the answer was lost
+        raise LoopaidError(ErrorCode.BATCH_NOT_OPEN, f"batch {batch.id} was closed with {batch.total} items")
+    return _accepted(batch)
+
+
+async def submit_batch(daemon: Daemon, call: Call, request: m.SubmitBatch) -> m.BatchAccepted:
+    batch, is_new = daemon.batches.open(call.peer.uid, request)
+    _attach(daemon, call, batch)
+    if is_new or (batch.state is BatchState.RECEIVING and batch.log.received == 0):
+        try:
+            if request.items.count:
+                daemon.batches.add_items(batch, request.items)
+            await daemon.batches.close(batch, request.items.count)
+        except LoopaidError as error:
+            if batch.state is BatchState.RECEIVING:
+                daemon.batches.cancel(batch, error.message)
+            raise
+    elif batch.state is BatchState.RECEIVING:
+        await daemon.batches.close(batch, request.items.count)
+    return _accepted(batch)
+
+
+def _attach(daemon: Daemon, call: Call, batch: Batch) -> None:
+    """An attached batch is watched by the connection that made it, from before its first item to the end."""
+    if batch.opened.attached:
+        call.keep(daemon.batches.watched(batch))
+
+
+def _accepted(batch: Batch) -> m.BatchAccepted:
+    return m.BatchAccepted(
+        batch_id=batch.id, total=batch.total, state=batch.state, durability=batch.summary().durability
+    )
+
+
+async def exec_item(daemon: Daemon, call: Call, request: m.Exec) -> m.EncodedExecResult:
+    batches = daemon.batches
+    chunk = m.ItemsChunk(
+        first=0,
+        count=1,
+        inputs=_one_line(request.input),
+        ids=None if request.item_id is None else [request.item_id],
+        forced=[0] if request.force_validation else [],
+    )
+    batch, _ = batches.open(call.peer.uid, request)
+    try:
+        batches.accept_at_once(batch, chunk)
+        await _leased(daemon, batch)
+        await _wait_end(batch)
+    finally:
+        if not batch.state.is_final:
+            batches.cancel(batch, "the client that asked for it gave up")
+    block = batch.log.in_log_order(0)
+    assert block is not None, "a batch of one that ended has its record"
+    summary = batch.summary()
+    return m.EncodedExecResult(batch=summary, block=block, durable=summary.durability == "durable")
+
+
+def _one_line(value: bytes) -> bytes:
+    try:
+        return msgspec.json.format(value, indent=-1)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise LoopaidError(ErrorCode.INVALID_REQUEST, f"the input is not JSON: {error}", path="input") from None
+
+
+async def _leased(daemon: Daemon, batch: Batch) -> None:
+    """Whoever waits for one result is told when no session will come."""
+    wait_s = daemon.config.pool.lease_wait_ms / 1000
+    with trio.move_on_after(wait_s) as waiting:
+        while batch.state is BatchState.QUEUED:
+            await batch.changed.wait()
+    if waiting.cancelled_caught:
+        raise LoopaidError(
+            ErrorCode.POOL_EXHAUSTED, f"no session was free within {wait_s:g} s", retry_after_ms=int(wait_s * 1000)
+        )
+
+
+async def list_batches(daemon: Daemon, call: Call, request: m.ListBatches) -> m.BatchList:
+    found = daemon.batches.all(call.peer.scope)
+    if request.state is not None:
+        found = [batch for batch in found if batch.state is request.state]
+    return m.BatchList(batches=[batch.summary() for batch in found[: max(0, request.limit)]])
+
+
+async def show_batch(daemon: Daemon, call: Call, request: m.ShowBatch) -> BatchSummary:
+    return daemon.batches.find(call.peer.scope, request.batch_id).summary()
+
+
+async def wait_batch(daemon: Daemon, call: Call, request: m.WaitBatch) -> BatchSummary:
+    batch = daemon.batches.find(call.peer.scope, request.batch_id)
+    with daemon.batches.watched(batch):
+        await _wait_end(batch)
+    return batch.summary()
+
+
+async def _wait_end(batch: Batch) -> None:
+    while not batch.state.is_final:
+        await batch.changed.wait()
+
+
+async def cancel_batch(daemon: Daemon, call: Call, request: m.CancelBatch) -> m.CancelRequested:
+    batch = daemon.batches.find(call.peer.scope, request.batch_id)
+    daemon.batches.cancel(batch, request.reason)
+    await daemon.recorder.committed()
+    return m.CancelRequested(batch_id=batch.id, state=batch.state)

@@ -1,0 +1,94 @@
+"""Tasks and artifacts. A task is named within its owner; an admin names another's as `UID:name`."""
+
+from __future__ import annotations
+
+from loopaid.daemon.app import Daemon
+from loopaid.daemon.connection import Call
+from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.model import Artifact, Language, Task
+from loopaid.wire import messages as m
+
+
+def owner_of(call: Call, name: str) -> tuple[int, str]:
+    """The (uid, task name) that a reference means."""
+    uid, colon, rest = name.partition(":")
+    if colon and uid.isdecimal():
+        if not call.peer.is_admin and int(uid) != call.peer.uid:
+            raise LoopaidError(ErrorCode.TASK_NOT_FOUND, f"there is no task {name!r}")
+        return int(uid), rest
+    return call.peer.uid, name
+
+
+async def put_task(daemon: Daemon, call: Call, request: m.PutTask) -> m.TaskInfo:
+    uid, name = owner_of(call, request.name)
+    task = await daemon.catalog.put_task(uid, name, request.sampling_rate, create_only=request.create_only)
+    return _task_info(daemon, task)
+
+
+async def list_tasks(daemon: Daemon, call: Call) -> m.TaskList:
+    return m.TaskList(tasks=[_task_info(daemon, task) for task in daemon.catalog.tasks(call.peer.scope)])
+
+
+async def show_task(daemon: Daemon, call: Call, request: m.ShowTask) -> m.TaskInfo:
+    return _task_info(daemon, daemon.catalog.task(*owner_of(call, request.name)))
+
+
+async def push_artifact(daemon: Daemon, call: Call, request: m.PushArtifact) -> m.ArtifactInfo:
+    uid, name = owner_of(call, request.task)
+    if request.language is not Language.PYTHON:
+        raise LoopaidError(
+            ErrorCode.UNSUPPORTED_LANGUAGE, f"this version runs python, not {request.language}", path="language"
+        )
+    artifact, created = await daemon.catalog.push(
+        uid,
+        name,
+        request.source,
+        request.language,
+        request.shape,
+        activate=request.activate,
+        if_changed=request.if_changed,
+    )
+    return _artifact_info(daemon, artifact, created=created)
+
+
+async def list_artifacts(daemon: Daemon, call: Call, request: m.ListArtifacts) -> m.ArtifactList:
+    versions = daemon.catalog.versions(*owner_of(call, request.task))
+    return m.ArtifactList(artifacts=[_artifact_info(daemon, artifact) for artifact in versions])
+
+
+async def show_artifact(daemon: Daemon, call: Call, request: m.ShowArtifact) -> m.ArtifactInfo:
+    artifact = daemon.catalog.artifact(*owner_of(call, request.task), request.version)
+    return _artifact_info(daemon, artifact, with_source=True)
+
+
+async def activate_artifact(daemon: Daemon, call: Call, request: m.ActivateArtifact) -> m.ArtifactInfo:
+    artifact = await daemon.catalog.activate(*owner_of(call, request.task), request.version)
+    return _artifact_info(daemon, artifact)
+
+
+def _task_info(daemon: Daemon, task: Task) -> m.TaskInfo:
+    return m.TaskInfo(
+        name=task.name,
+        uid=task.uid,
+        sampling_rate=task.sampling_rate,
+        created_at=task.created_at,
+        active_version=daemon.catalog.active_version(task.uid, task.name),
+        versions=len(daemon.catalog.versions(task.uid, task.name)),
+    )
+
+
+def _artifact_info(
+    daemon: Daemon, artifact: Artifact, *, created: bool = False, with_source: bool = False
+) -> m.ArtifactInfo:
+    return m.ArtifactInfo(
+        task=artifact.task,
+        uid=artifact.uid,
+        version=artifact.version,
+        language=artifact.language,
+        shape=artifact.shape,
+        digest=artifact.digest,
+        created_at=artifact.created_at,
+        active=daemon.catalog.active_version(artifact.uid, artifact.task) == artifact.version,
+        created=created,
+        source=artifact.source if with_source else None,
+    )

@@ -1,0 +1,67 @@
+"""How the daemon is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import loopaid
+from loopaid.daemon.app import Daemon
+from loopaid.wire import messages as m
+
+if TYPE_CHECKING:
+    from loopaid.daemon.server import Listener
+
+
+async def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
+    provider, recorder = daemon.provider, daemon.recorder
+    problems = list(provider.notes)
+    problems += [problem for language in daemon.pools.languages if (problem := provider.problem(language)) is not None]
+    if recorder.health != "healthy":
+        problems.append(f"the log is {recorder.health}")
+    return m.DaemonStatus(
+        software=f"loopaid {loopaid.__version__}",
+        pid=os.getpid(),
+        uptime_s=round(time.time() - daemon.started_at, 3),
+        state="draining" if daemon.batches.draining else "running",
+        durability=daemon.config.log.durability,
+        sandbox=provider.sandbox,
+        problems=problems,
+        languages=provider.versions(),
+        batches_by_state=dict(Counter(str(batch.state) for batch in daemon.batches.all(None))),
+        connections=listener.connections,
+        rss_bytes=_rss_bytes(),
+        pools=[daemon.pools.statistics(language) for language in daemon.pools.languages],
+        log=_log_info(daemon),
+    )
+
+
+async def get_log_info(daemon: Daemon) -> m.LogInfo:
+    return _log_info(daemon)
+
+
+def _log_info(daemon: Daemon) -> m.LogInfo:
+    statistics = daemon.recorder.store.statistics()
+    batches = daemon.batches.all(None)
+    free = os.statvfs(daemon.state_dir)
+    return m.LogInfo(
+        directory=str(daemon.state_dir / "records"),
+        durability=daemon.config.log.durability,
+        segments=statistics.segments,
+        bytes=statistics.bytes,
+        frames=statistics.frames,
+        commits=statistics.commits,
+        commit_seconds=statistics.commit_seconds,
+        records=sum(batch.log.recorded for batch in batches),
+        batches=len(batches),
+        torn_tails=statistics.torn_files,
+        free_bytes=free.f_bavail * free.f_frsize,
+        health=daemon.recorder.health,
+    )
+
+
+def _rss_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,145 @@
+"""The program `loopaid`: options, signals, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+import loopaid
+from loopaid.config import Config, LoadedConfig, effective, load_config, resolve_daemon_socket, resolve_state_dir
+from loopaid.daemon.app import drain, open_daemon
+from loopaid.daemon.logging import set_up_logging
+from loopaid.daemon.server import open_listener
+from loopaid.errors import ConfigError, JournalError, JournalLocked
+from loopaid.journal.repair import repair
+from loopaid.journal.verify import verify
+
+log = logging.getLogger("loopaid")
+
+EXIT_FAILED: Final = 1
+EXIT_LOG_UNUSABLE: Final = 74
+EXIT_CONFIG: Final = 78
+JOURNALS: Final = ("catalog", "records")
+
+
+def main() -> None:
+    """Run the daemon until SIGTERM or SIGINT, or answer one question. Exits with 0, 1, 74 (log) or 78 (config)."""
+    options = _parse()
+    try:
+        loaded = load_config(options.config, os.environ)
+        config = loaded.config
+        if options.check:
+            _print_check(loaded)
+            return
+        state_dir = resolve_state_dir(config, options.state_dir, os.environ, os.geteuid()).absolute()
+        if options.verify_log:
+            sys.exit(_verify(state_dir))
+        if options.repair_log:
+            sys.exit(_repair(state_dir, accept_loss=options.accept_loss))
+        socket_path = resolve_daemon_socket(config, options.socket, os.environ, os.geteuid()).absolute()
+        set_up_logging(config.daemon.log_level, config.daemon.log_format)
+        _raise_limits()
+        trio.run(_run, config, state_dir, socket_path, options.ready_fd)
+    except* ConfigError as errors:
+        print(f"loopaid: {_first(errors)}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+    except* JournalLocked as errors:
+        print(f"loopaid: {_first(errors)}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except* JournalError as errors:
+        print(f"loopaid: {_first(errors)}; `loopai log verify` says more", file=sys.stderr)
+        sys.exit(EXIT_LOG_UNUSABLE)
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="loopaid",
+        description="Run stored programs over many inputs, for clients on a Unix socket.",
+        epilog="example: loopaid --state-dir ~/.local/state/loopaid --socket /tmp/loopaid.sock",
+    )
+    parser.add_argument("--config", type=Path, help="configuration file, instead of the usual places")
+    parser.add_argument("--socket", type=Path, help="path of the socket to listen on")
+    parser.add_argument("--state-dir", type=Path, help="where the logs are kept")
+    parser.add_argument("--check", action="store_true", help="print the effective configuration and its origins")
+    parser.add_argument("--verify-log", action="store_true", help="check every frame of the logs; prints JSON")
+    parser.add_argument("--repair-log", action="store_true", help="set damaged parts of the logs aside; prints JSON")
+    parser.add_argument("--accept-loss", action="store_true", help="with --repair-log: what is damaged is given up")
+    parser.add_argument("--ready-fd", type=int, help="write READY to this descriptor when clients can connect")
+    parser.add_argument("--version", action="version", version=f"loopaid {loopaid.__version__}")
+    options = parser.parse_args()
+    if options.repair_log and not options.accept_loss:
+        parser.error("--repair-log gives up what is damaged: say so with --accept-loss")
+    return options
+
+
+def _print_check(loaded: LoadedConfig) -> None:
+    values = effective(loaded.config)
+    report = {key: {"value": value, "origin": loaded.origins[key]} for key, value in values.items()}
+    print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+
+
+def _verify(state_dir: Path) -> int:
+    reports = {name: verify(state_dir / name) for name in JOURNALS}
+    ok = all(report.damage is None for report in reports.values())
+    print(msgspec.json.encode({"ok": ok, "state_dir": str(state_dir), "journals": reports}).decode())
+    return 0 if ok else EXIT_FAILED
+
+
+def _repair(state_dir: Path, *, accept_loss: bool) -> int:
+    reports = {name: repair(state_dir / name, accept_loss=accept_loss) for name in JOURNALS}
+    print(msgspec.json.encode({"state_dir": str(state_dir), "journals": reports}).decode())
+    return 0
+
+
+def _raise_limits() -> None:
+    """A session takes some ten descriptors and a client one; the usual soft limit of 1024 is for select()."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _run(config: Config, state_dir: Path, socket_path: Path, ready_fd: int | None) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_daemon(config, state_dir) as daemon, open_listener(daemon, socket_path) as listener:
+            gc.freeze()  # what is there now stays; the collector need not look at it again
+            for note in daemon.provider.notes:
+                log.warning("%s", note)
+            log.info("ready on %s, state in %s", socket_path, state_dir)
+            if ready_fd is not None:
+                os.write(ready_fd, b"READY\n")
+                os.close(ready_fd)
+            async for number in signals:
+                log.info("draining after %s", signal.Signals(number).name)
+                break
+            listener.accepting.cancel()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_abort_on_signal, signals, nursery.cancel_scope)
+                await drain(daemon)
+                nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+async def _abort_on_signal(signals: AsyncIterator[int], draining: trio.CancelScope) -> None:
+    async for _number in signals:
+        log.warning("a second signal: stopping at once; unfinished batches go on with the next start")
+        draining.cancel()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The Unix socket: made, listened on, and removed."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import logging
+import os
+import pwd
+import socket
+import stat
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+import loopaid
+from loopaid.config import Config
+from loopaid.daemon.app import Daemon
+from loopaid.daemon.connection import UPLOAD_WINDOW_BYTES, ClientStream, peer_of
+from loopaid.daemon.handlers import dispatch
+from loopaid.errors import ConfigError
+from loopaid.wire.messages import Hello
+
+log = logging.getLogger(__name__)
+
+BACKLOG: Final = 512
+EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+EXHAUSTED_PAUSE_S: Final = 0.1
+"""Descriptors come back when clients leave, and no event says so."""
+
+
+class Listener:
+    """Accepts clients and serves each in a task of its own. Made by `open_listener`."""
+
+    def __init__(self, daemon: Daemon, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        self._daemon = daemon
+        self._sock = sock
+        self._nursery = nursery
+        self._per_uid: Counter[int] = Counter()
+        self.accepting = trio.CancelScope()
+
+    @property
+    def connections(self) -> int:
+        return self._per_uid.total()
+
+    async def accept_all(self) -> None:
+        exhausted = False
+        with self.accepting:
+            while True:
+                try:
+                    accepted, _ = await self._sock.accept()
+                except OSError as error:
+                    if error.errno not in EXHAUSTED:
+                        raise
+                    if not exhausted:
+                        log.error("no client can be accepted: %s", error)
+                    exhausted = True
+                    await trio.sleep(EXHAUSTED_PAUSE_S)
+                    continue
+                exhausted = False
+                self._nursery.start_soon(self._serve, trio.SocketStream(accepted))
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            peer = peer_of(stream, partial(is_admin, self._daemon.config.socket.admin_group))
+            limits = self._daemon.config.socket
+            if self.connections >= limits.connections_max or self._per_uid[peer.uid] >= limits.connections_per_uid_max:
+                log.warning("client uid=%d pid=%d refused: too many connections", peer.uid, peer.pid)
+                return
+            self._per_uid[peer.uid] += 1
+            hello = Hello(
+                software=f"loopaid {loopaid.__version__}",
+                upload_credit=UPLOAD_WINDOW_BYTES,
+                input_bytes_max=self._daemon.config.limits.input_bytes_max,
+            )
+            client = ClientStream(
+                stream,
+                peer,
+                hello,
+                partial(dispatch, self._daemon, self),
+                in_flight_max=limits.requests_in_flight_max,
+                stalled_s=limits.stalled_client_timeout_s,
+            )
+            try:
+                await client.serve()
+            finally:
+                self._per_uid[peer.uid] -= 1
+
+
+def is_admin(group: str, uid: int) -> bool:
+    """root, the daemon's own user, and the members of the group."""
+    if uid in (0, os.geteuid()):
+        return True
+    try:
+        return pwd.getpwuid(uid).pw_name in grp.getgrnam(group).gr_mem
+    except KeyError:
+        return False
+
+
+def bind(path: Path, config: Config) -> socket.socket:
+    """Listen on `path`. Raises ConfigError when it cannot be: in use, not a socket, no directory, no permission."""
+    if len(os.fsencode(path)) > 107:
+        raise ConfigError(f"{path}: a socket's path has at most 107 bytes; set [socket] path or --socket")
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    before = os.umask(0o177)  # nobody may connect before the mode is what it should be
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        sock.bind(os.fspath(path))
+        os.chmod(path, int(config.socket.mode, 8))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"cannot listen on {path}: {error.strerror}; set [socket] path or --socket") from None
+    finally:
+        os.umask(before)
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody answers on; a link or anything else is not ours to remove."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {path}: {error.strerror}") from None
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path} exists and is not a socket; remove it or set [socket] path or --socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {path}: {error.strerror}") from None
+        else:
+            raise ConfigError(f"another daemon answers on {path}; stop it or set [socket] path or --socket")
+
+
+@asynccontextmanager
+async def open_listener(daemon: Daemon, path: Path) -> AsyncIterator[Listener]:
+    """Serve clients on `path`. Leaving ends every connection and removes the socket."""
+    sock = bind(path, daemon.config)
+    inode = path.lstat().st_ino
+    try:
+        async with trio.open_nursery() as nursery:
+            listener = Listener(daemon, trio.socket.from_stdlib_socket(sock), nursery)
+            nursery.start_soon(listener.accept_all)
+            try:
+                yield listener
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        sock.close()
+        if path.exists() and path.lstat().st_ino == inode:
+            path.unlink()
