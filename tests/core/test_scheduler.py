@@ -502,6 +502,18 @@ def test_a_javascript_batch_gets_its_share_from_a_python_batch_that_fills_the_ca
     assert play.started("javascript-5") == ["grant javascript-5 to js"]
 
 
+def test_who_got_nothing_is_asked_again_when_another_is_granted_more() -> None:
+    play = Play(python=3, javascript=3, together=4, warm=1)
+    play.hold("py", "A", priority=3)
+    assert play.counts() == {"active": 1, "spares": 1}
+    play.hold("js", "j", wanted=3, priority=5)
+    play.at(10).tick()
+    assert play.claim("py", "A", wanted=2, priority=3) == [
+        "grant python-2 to py",
+        "ask py for python-1: priority",
+    ]
+
+
 def test_a_language_takes_no_more_from_another_than_its_own_size() -> None:
     play = Play(python=4, javascript=1, together=4)
     play.hold("py", "A", wanted=4)
