@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from loopaid.client.requests import chunk_from, chunks
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import BatchOptions, BatchState, BatchSummary
+from loopaid.model import BatchState, BatchSummary, RequestedOptions
 from loopaid.wire.messages import (
     AddItems,
     BatchAccepted,
@@ -60,7 +60,7 @@ def submission(
     idempotency_key: str | None,
     sampling_rate: float | None,
     attached: bool,
-    options: BatchOptions,
+    options: RequestedOptions,
     input_bytes_max: int,
 ) -> Flow[BatchAccepted]:
     """Submit a batch: what fits into one chunk in one request, anything else as a stream of chunks."""

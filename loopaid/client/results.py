@@ -184,44 +184,45 @@ class Result(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON values; the time as ISO 8601 in UTC, the error as type, message, traceback or None."""
-        extra, error = self._extra, self.error
+        batch, block, extra = self._start.batch, self._block, self._extra  # looked up once: tools print many of these
+        status, error, item_id = self.status, self.error, self.id
         return {
-            "batch_id": self.batch_id,
-            "id": self.id,
+            "batch_id": block.batch_id,
+            "id": item_id,
             "index": self.index,
             "execution_id": self.execution_id,
-            "task": self.task,
-            "version": self.version,
-            "digest": self.digest,
-            "language": self.language,
-            "provider": self.provider,
-            "isolation": str(self.isolation),
-            "sandbox": self.sandbox,
-            "status": str(self.status),
-            "success": self.success,
+            "task": batch.task,
+            "version": batch.version,
+            "digest": batch.digest,
+            "language": batch.language,
+            "provider": batch.options.provider,
+            "isolation": batch.options.isolation.value,
+            "sandbox": block.sandbox,
+            "status": status.value,
+            "success": status is ItemStatus.OK,
             "output": self.output,
             "error": error and {"type": error.type, "message": error.message, "traceback": error.traceback},
             "stdout": extra.stdout,
             "stderr": extra.stderr,
             "stdout_truncated": extra.stdout_truncated,
             "stderr_truncated": extra.stderr_truncated,
-            "attempt": self.attempt,
+            "attempt": block.attempt,
             "latency_ms": self.latency_ms,
-            "queue_ms": self.queue_ms,
-            "memory_peak_bytes": self.memory_peak_bytes,
-            "session_id": self.session_id,
+            "queue_ms": block.queue_ms,
+            "memory_peak_bytes": block.rss_bytes,
+            "session_id": block.session_id,
             "execution_number": self.execution_number,
-            "sampled_for_validation": self.sampled_for_validation,
-            "uid": self.uid,
-            "executed_at": datetime.fromtimestamp(self.executed_at, UTC)
-            .isoformat(timespec="microseconds")
-            .replace("+00:00", "Z"),
-            "durable": self.durable,
+            "sampled_for_validation": is_sampled(block.batch_id, item_id, batch.sampling_rate, forced=self._forced),
+            "uid": batch.uid,
+            "executed_at": datetime.fromtimestamp(self.executed_at, UTC).isoformat(timespec="microseconds")[:-6] + "Z",
+            "durable": self._start.durable,
         }
 
     def to_json(self) -> bytes:
         """`as_dict` as one line of JSON, with the output exactly as it was written."""
-        return _encode_json(self.as_dict() | {"output": msgspec.Raw(self.output_json)})
+        values = self.as_dict()
+        values["output"] = msgspec.Raw(self.output_json)
+        return _encode_json(values)
 
 
 def results_in(start: StreamStart, message: ResultBlock) -> Iterator[list[Result]]:
