@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from typing import Final, Protocol
+
+from loopaid.errors import JournalFull
 
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -134,3 +137,24 @@ class RealDisk:
 
 
 REAL_DISK: Final = RealDisk()
+
+
+@contextlib.contextmanager
+def full_when_no_space(path: str) -> Iterator[None]:
+    """Turn an OSError that only says "no space" into JournalFull; everything else passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise JournalFull(f"no space for {path}") from error
+
+
+def write_all(disk: Disk, fd: int, data: bytes) -> None:
+    """Append all of `data`, in several writes if they come out short."""
+    view = memoryview(data)
+    while view:
+        written = disk.write(fd, view)
+        if not written:
+            raise OSError(errno.EIO, "write() took nothing")
+        view = view[written:]

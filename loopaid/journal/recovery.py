@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from loopaid.errors import JournalCorrupt, JournalError, JournalFull
-from loopaid.journal.disk import Disk
+from loopaid.journal.disk import Disk, full_when_no_space, write_all
 from loopaid.journal.record import FOOTER, FRAME_HEADER_BYTES, GAP, TYPE_OWN_MIN, find_frames
 from loopaid.journal.segment import (
     HEADER_BYTES,
@@ -26,13 +26,11 @@ from loopaid.journal.segment import (
     BadFrame,
     SegmentHeader,
     SegmentWriter,
-    full_when_no_space,
     opened,
     read_frames,
     read_header,
     segment_name,
     segment_number,
-    write_all,
 )
 
 TORN_BYTES_MAX: Final = 1 << 20  # kept of a torn tail: enough to see what was cut off

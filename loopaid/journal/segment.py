@@ -18,7 +18,6 @@ Header (HEADER_BYTES, little-endian, zero-filled to its size)::
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import struct
@@ -28,7 +27,7 @@ from typing import Final
 import msgspec
 
 from loopaid.errors import JournalCorrupt, JournalError, JournalFull
-from loopaid.journal.disk import NO_SPACE, Disk
+from loopaid.journal.disk import Disk, full_when_no_space, write_all
 from loopaid.journal.record import (
     FOOTER,
     FRAME_HEADER_BYTES,
@@ -118,7 +117,11 @@ def decode_header(path: str, number: int, data: bytes) -> SegmentHeader:
 def read_header(disk: Disk, directory: str, number: int) -> SegmentHeader:
     path = os.path.join(directory, segment_name(number))
     with opened(disk, path) as fd:
-        return decode_header(path, number, disk.pread(fd, HEADER_BYTES, 0))
+        try:
+            data = disk.pread(fd, HEADER_BYTES, 0)
+        except OSError as error:
+            raise JournalCorrupt(path, 0, f"the segment header cannot be read: {error.strerror}") from error
+    return decode_header(path, number, data)
 
 
 @contextlib.contextmanager
@@ -151,7 +154,7 @@ def read_frames(
     any_higher = False
     while at < stop:
         if base + len(buffer) - at < FRAME_HEADER_BYTES:
-            base, buffer = at, disk.pread(fd, min(block_bytes, stop - at), at)
+            base, buffer = at, _read_block(disk, fd, min(block_bytes, stop - at), at, seq)
             view = memoryview(buffer)
             if len(buffer) < FRAME_HEADER_BYTES:
                 raise BadFrame(at, "the frame is cut short", seq)
@@ -162,7 +165,7 @@ def read_frames(
         if end > stop:
             raise BadFrame(at, "the frame is cut short", seq)
         if end > base + len(buffer):
-            base, buffer = at, disk.pread(fd, min(max(block_bytes, end - at), stop - at), at)
+            base, buffer = at, _read_block(disk, fd, min(max(block_bytes, end - at), stop - at), at, seq)
             view = memoryview(buffer)
         if type_ == 0 or crc32(view[at - base + 4 : end - base], seed) != crc:
             raise BadFrame(at, "the frame does not match its checksum", seq)
@@ -177,25 +180,11 @@ def read_frames(
         at = end
 
 
-@contextlib.contextmanager
-def full_when_no_space(path: str) -> Iterator[None]:
-    """Turn an OSError that only says "no space" into JournalFull; everything else passes."""
+def _read_block(disk: Disk, fd: int, size: int, at: int, seq: int | None) -> bytes:
     try:
-        yield
+        return disk.pread(fd, size, at)
     except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        raise JournalFull(f"no space for {path}") from error
-
-
-def write_all(disk: Disk, fd: int, data: bytes) -> None:
-    """Append all of `data`, in several writes if they come out short."""
-    view = memoryview(data)
-    while view:
-        written = disk.write(fd, view)
-        if not written:
-            raise OSError(errno.EIO, "write() took nothing")
-        view = view[written:]
+        raise BadFrame(at, f"the file cannot be read: {error.strerror}", seq, torn=False) from error
 
 
 class SegmentWriter:

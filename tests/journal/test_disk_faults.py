@@ -6,9 +6,11 @@ import errno
 
 import pytest
 
-from loopaid.errors import JournalError, JournalFull, JournalPoisoned
+from loopaid.errors import JournalCorrupt, JournalError, JournalFull, JournalPoisoned
 from loopaid.journal.disk import NO_SPACE
+from loopaid.journal.record import split_position
 from loopaid.journal.store import Store, open_store
+from loopaid.journal.verify import verify
 from loopaid.testing.crashcheck import DIRECTORY, RESERVE_BYTES, Counts, check_fault, commit, open_durable
 from loopaid.testing.simdisk import Fault, SimDisk
 
@@ -168,6 +170,29 @@ def test_what_a_failed_sync_left_in_the_cache_is_not_believed_by_the_next_proces
     disk.fault = None
     store = open_durable(disk)
     assert [frame.payload for frame in store.scan()] == [b"one"]
+
+
+def test_a_sector_that_cannot_be_read_is_damage_with_a_place() -> None:
+    class BadSector(SimDisk):
+        def pread(self, fd: int, size: int, offset: int) -> bytes:
+            if offset + size > 300:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().pread(fd, size, offset)
+
+    disk = SimDisk()
+    store = open_durable(disk)
+    position = store.append(1, bytes(400))
+    commit(store)
+    disk.__class__ = BadSector
+    with pytest.raises(JournalCorrupt, match="Input/output error"):
+        list(store.scan())
+    with pytest.raises(JournalCorrupt, match="Input/output error"):
+        store.read(position)
+    with pytest.raises(JournalCorrupt, match="Input/output error"):
+        open_durable(disk)
+    damage = verify(DIRECTORY, disk=disk).damage
+    assert damage is not None
+    assert (damage.path, damage.offset) == (f"{DIRECTORY}/00000001.log", split_position(position)[1])
 
 
 def test_a_directory_that_cannot_be_read_is_an_error_that_names_it() -> None:
