@@ -16,7 +16,7 @@ from loopaid.cli.settings import Settings, Verb, Verbs, pass_settings
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.wire.messages import DaemonStatus
 
-_READY: Final = "ready"
+_RUNNING: Final = "running"
 SCENARIOS: Final = ("throughput",)
 
 
@@ -31,7 +31,7 @@ def status(settings: Settings) -> ExitCode:
     """
     with settings.client() as client:
         answer = client.status()
-    healthy = answer.state == _READY and not answer.problems
+    healthy = answer.state == _RUNNING and not answer.problems
     print_object(settings, status_object(answer, healthy=healthy), answer.state, _for_a_person(answer))
     return ExitCode.OK if healthy else ExitCode.FAILED
 

@@ -11,6 +11,7 @@ import ctypes
 import dataclasses
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -87,13 +88,16 @@ def _is_worth_keeping(daemon: EmbeddedDaemon, error: BaseException) -> bool:
 
 
 def _kept(daemon: EmbeddedDaemon) -> str:
-    directory = daemon.state_dir
-    return f"state kept in {directory}; to serve it: loopaid --state-dir {directory} --socket {kept_socket(daemon)}"
+    serve = shlex.join(("loopaid", "--state-dir", str(daemon.state_dir), "--socket", kept_socket(daemon)))
+    return f"state kept in {daemon.state_dir}; to serve it: {serve}"
 
 
 def kept_socket(daemon: EmbeddedDaemon) -> str:
     """Where a daemon on the kept state would listen, for the messages that say how to look at it."""
-    return str(daemon.state_dir / "socket")
+    path = daemon.state_dir / "socket"
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+        path = Path(tempfile.gettempdir(), f"loopaid-{daemon.state_dir.name}")
+    return str(path)
 
 
 def _make_state_dir() -> Path:

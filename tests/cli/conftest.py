@@ -226,7 +226,7 @@ class FakeClient:
             software="loopaid 1",
             pid=4711,
             uptime_s=60.0,
-            state="ready",
+            state="running",
             durability="durable",
             sandbox="bubblewrap",
             problems=self.problems,

@@ -7,13 +7,14 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from loopaid.cli import embedded
-from loopaid.cli.embedded import EmbeddedDaemon, open_embedded
+from loopaid.cli.embedded import EmbeddedDaemon, kept_socket, open_embedded
 from loopaid.errors import ConfigError, DaemonUnreachable
 
 COMES_UP = """
@@ -83,9 +84,17 @@ def test_a_state_to_keep_is_kept_and_named(daemon_is: Daemon, tmp_path: Path) ->
     assert kept_states(tmp_path) == [daemon.state_dir]
     assert (daemon.state_dir / "records").exists()
     directory = daemon.state_dir
-    assert notes == [
-        f"state kept in {directory}; to serve it: loopaid --state-dir {directory} --socket {directory}/socket"
-    ]
+    serve = f"loopaid --state-dir {directory} --socket {kept_socket(daemon)}"
+    assert notes == [f"state kept in {directory}; to serve it: {serve}"]
+
+
+def test_the_socket_for_a_kept_state_lies_within_it_if_its_path_may_be_that_long() -> None:
+    def socket_in(directory: str) -> str:
+        return kept_socket(EmbeddedDaemon("", Path(directory), True))
+
+    assert socket_in("/state/id") == "/state/id/socket"
+    assert socket_in("/" + "x" * 97 + "/i") == "/" + "x" * 97 + "/i/socket"
+    assert socket_in("/" + "x" * 98 + "/i") == f"{tempfile.gettempdir()}/loopaid-i"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +175,7 @@ def test_a_runtime_directory_with_a_long_name_is_not_used(
 def test_the_daemon_does_not_outlive_a_tool_that_was_killed(tmp_path: Path) -> None:
     tool = f"""
 import sys
+import tempfile
 from loopaid.cli import embedded
 embedded.daemon_argv = lambda *options: [sys.executable, "-c", {COMES_UP!r}, *options]
 with embedded.open_embedded(None, keep=False, note=print) as daemon:
