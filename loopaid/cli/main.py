@@ -113,13 +113,13 @@ def _message(error: BaseException) -> str:
 
 def _report(settings: Settings, info: ErrorInfo, error: BaseException) -> None:
     """One error on stderr. What the code on its way added as notes belongs to the message."""
-    message = "; ".join((info.message, *getattr(error, "__notes__", ())))
+    place = f" (at {info.path})" if info.path and info.path not in info.message and not settings.errors_as_json else ""
+    message = "; ".join((info.message + place, *getattr(error, "__notes__", ())))
     if settings.errors_as_json:
         told = ErrorInfo(code=info.code, message=message, path=info.path, retry_after_ms=info.retry_after_ms)
         click.echo(json_text(error_object(told)), err=True)
         return
-    place = f" (at {info.path})" if info.path and info.path not in message else ""
-    click.echo(f"loopai: {info.code}: {message}{place}", err=True)
+    click.echo(f"loopai: {info.code}: {message}", err=True)
 
 
 def _forget_stdout() -> None:

@@ -97,8 +97,6 @@ def _run_attached(
 ) -> ExitCode:
     client.put_task(program.task)
     artifact = client.push_artifact(program.task, program.source, language=program.language, if_changed=True)
-    if daemon:
-        daemon.used = True
     tally = Tally()
     try:
         with (
@@ -106,6 +104,8 @@ def _run_attached(
             items.naming_lines(),
             client.run_batch(program.task, items, version=artifact.version, **how) as batch,
         ):
+            if daemon:
+                daemon.used = True
             deliver(settings, batch.blocks(), writer, tally, total=items.count)
             summary = batch.summary
     except KeyboardInterrupt as interrupt:
@@ -132,7 +132,7 @@ def _open_client(
             if client:
                 yield client, None
                 return
-        daemon = stack.enter_context(open_embedded(settings.config, keep=keep, note=settings.note))
+        daemon = stack.enter_context(open_embedded(settings.config, keep=keep, note=settings.insist))
         if settings.verbose:
             settings.note(f"embedded daemon: socket {daemon.socket}, state {daemon.state_dir}")
         yield stack.enter_context(settings.client(daemon.socket)), daemon

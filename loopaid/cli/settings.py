@@ -44,7 +44,12 @@ class Settings:
 
     def note(self, text: str) -> None:
         """Tell a person something on stderr; silent with `--quiet` and where stderr is for a program."""
-        if not self.quiet and not self.errors_as_json:
+        if not self.quiet:
+            self.insist(text)
+
+    def insist(self, text: str) -> None:
+        """The same, also with `--quiet`: for what would be left lying about unknown."""
+        if not self.errors_as_json:
             click.echo(text, err=True)
 
     def command(self, *words: str) -> str:
@@ -74,7 +79,7 @@ GLOBAL_OPTIONS: Final = (
         type=click.Choice(OUTPUTS),
         help="Results: ndjson; all else: table on a terminal, json otherwise. quiet: names only.",
     ),
-    _global("-q", "--quiet", is_flag=True, help="No summary, progress or notes on stderr; errors only."),
+    _global("-q", "--quiet", is_flag=True, help="No summary, progress or notes on stderr."),
     _global("-v", "--verbose", is_flag=True, help="Failed items with traceback and output; where things are."),
     _global("--color", type=click.Choice(("auto", "always", "never")), help="Colour in tables (auto)."),
 )

@@ -208,3 +208,26 @@ def test_no_daemon_is_an_exit_code_of_its_own(loopai: Loopai, tmp_path: Path) ->
     ran = loopai("status")
     assert ran.returncode == 69
     assert str(tmp_path / "nothing") in ran.stderr
+
+
+def test_a_refused_run_leaves_no_state_behind(loopai: Loopai, tmp_path: Path) -> None:
+    program, items = write(tmp_path / "double.py", DOUBLE), numbers(tmp_path, 2)
+    ran = loopai("run", program, "--items", items, "--provider", "codebeaker", "-q")
+    assert (ran.returncode, ran.stdout, kept_states(tmp_path)) == (2, "", [])
+    assert ran.stderr.startswith("loopai: INVALID_REQUEST: ")
+
+
+def test_a_daemon_that_dies_under_a_run_is_told_and_its_state_kept(environment: dict[str, str], tmp_path: Path) -> None:
+    arguments = ("run", write(tmp_path / "slow.py", SLOW), "--items", numbers(tmp_path, 1000), "--embedded")
+    with subprocess.Popen(
+        tool(*arguments), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        _, said = process.communicate(timeout=30)
+    (state,) = kept_states(tmp_path)
+    assert process.returncode == 69
+    assert said.startswith("loopai: CONNECTION_LOST: ")
+    assert f"state kept in {state}" in said
