@@ -34,8 +34,9 @@ class Lease:
     """The right to use a session, until `Pools.release` or `Pools.lost`.
 
     `digest` is that of the program the session has loaded, "" for none; `executions` counts the items it has run,
-    `rss_bytes` is the most memory that its process had. The holder keeps them up to date. When `yielding` turns true the lease is to
-    be returned at the next boundary; the session was asked to stop its window, and `on_yield` is called.
+    `rss_bytes` is the most memory that its process had. The holder keeps them up to date. When `yielding` turns true
+    the lease is to be returned at the next boundary; the session was asked to stop its window, and `on_yield` is
+    called.
     """
 
     def __init__(self, session: Session) -> None:

@@ -16,8 +16,8 @@ from typing import Final, TypeVar, TypeVarTuple
 import trio
 
 from loopaid.errors import ErrorCode, JournalFull, JournalPoisoned, LoopaidError
-from loopaid.journal.record import Frame
 from loopaid.journal.group import Group
+from loopaid.journal.record import Frame
 from loopaid.journal.store import Store
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Recorder:
     def __init__(self, store: Store, *, durable: bool) -> None:
         self.store = store
         self.durable = durable
-        self.full = False
+        self.full = store.full
         self._failed = False
         self._closing = False
         self._on_durable: list[tuple[Callable[[int], None], int]] = []

@@ -1,6 +1,6 @@
 """The daemon from the outside in: what it is made of, in the order in which it opens. Read this first.
 
-    journals ⊃ recorders ⊃ provider ⊃ pools ⊃ catalog and batches ⊃ listener
+    journals ⊃ recorders ⊃ provider ⊃ pools ⊃ catalog, batches, intake ⊃ listener
 
 Leaving closes in reverse: the listener stops accepting, batches get a deadline, sessions end, the recorders commit
 what is left, the journals sync and close. What fails outside us (sessions, connections) is restarted where it is
@@ -24,8 +24,10 @@ import trio
 from loopaid.actors.batch import Surroundings
 from loopaid.actors.batches import Batches, open_batches
 from loopaid.actors.catalog import Catalog
+from loopaid.actors.intake import Intake, open_intake
 from loopaid.actors.pools import Pools, open_pools
 from loopaid.actors.recorder import Recorder, open_recorder
+from loopaid.actors.recovery import Recovery
 from loopaid.config import Config
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
@@ -49,6 +51,7 @@ class Daemon(msgspec.Struct, frozen=True):
     pools: Pools
     catalog: Catalog
     batches: Batches
+    intake: Intake
     recorder: Recorder
 
 
@@ -59,26 +62,32 @@ async def open_daemon(config: Config, state_dir: Path) -> AsyncIterator[Daemon]:
     Raises JournalError for a log that cannot be used, JournalLocked when another daemon has the directory.
     """
     durable = config.log.durability == "durable"
-    with _locked(state_dir), _store(state_dir / "catalog", config) as catalog_store:
-        with _store(state_dir / "records", config) as store:
+    with (
+        _locked(state_dir),
+        _store(state_dir / "catalog", config) as catalog_store,
+        _store(state_dir / "records", config) as store,
+    ):
+        async with (
+            open_recorder(catalog_store, durable=durable) as catalog_recorder,
+            open_recorder(store, durable=durable) as recorder,
+            open_local_provider(config) as provider,
+            open_pools(_scheduler(config), {Language.PYTHON: provider}) as pools,
+        ):
+            catalog = Catalog(catalog_recorder, time.time, source_bytes_max=config.limits.source_bytes_max)
+            catalog.replay(catalog_store)
+            around = Surroundings(recorder, pools, time.time, config.execution.attempts_max)
             async with (
-                open_recorder(catalog_store, durable=durable) as catalog_recorder,
-                open_recorder(store, durable=durable) as recorder,
-                open_local_provider(config) as provider,
-                open_pools(_scheduler(config), {Language.PYTHON: provider}) as pools,
+                open_batches(around, attached_grace_s=config.batch.attached_grace_s) as batches,
+                open_intake(config, catalog, batches, around, provider) as intake,
             ):
-                catalog = Catalog(catalog_recorder, time.time, source_bytes_max=config.limits.source_bytes_max)
-                catalog.replay(catalog_store)
-                around = Surroundings(recorder, pools, time.time, config.execution.attempts_max)
-                async with open_batches(config, catalog, around, provider) as batches:
-                    batches.replay(store)
-                    recorder.on_full = batches.stop_windows
-                    yield Daemon(config, state_dir, time.time(), provider, pools, catalog, batches, recorder)
+                Recovery(catalog, batches, intake, around, config.daemon.recovery).run()
+                recorder.on_full = batches.stop_windows
+                yield Daemon(config, state_dir, time.time(), provider, pools, catalog, batches, intake, recorder)
 
 
 async def drain(daemon: Daemon) -> None:
     """Let what runs finish within `daemon.drain_timeout_s`; take nothing new."""
-    daemon.batches.draining = True
+    daemon.intake.draining = True
     with trio.move_on_after(daemon.config.daemon.drain_timeout_s) as waiting:
         await daemon.batches.wait_idle()
     if waiting.cancelled_caught:

@@ -10,8 +10,8 @@ import pwd
 import socket
 import stat
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -143,12 +143,24 @@ def _remove_stale(path: Path) -> None:
             raise ConfigError(f"another daemon answers on {path}; stop it or set [socket] path or --socket")
 
 
+@contextmanager
+def _bound(path: Path, config: Config) -> Iterator[socket.socket]:
+    """Listen on `path`, and remove it at the end if it is still ours."""
+    sock = bind(path, config)
+    inode = path.lstat().st_ino
+    try:
+        yield sock
+    finally:
+        sock.close()
+        with suppress(FileNotFoundError):
+            if path.lstat().st_ino == inode:
+                path.unlink()
+
+
 @asynccontextmanager
 async def open_listener(daemon: Daemon, path: Path) -> AsyncIterator[Listener]:
     """Serve clients on `path`. Leaving ends every connection and removes the socket."""
-    sock = bind(path, daemon.config)
-    inode = path.lstat().st_ino
-    try:
+    with _bound(path, daemon.config) as sock:
         async with trio.open_nursery() as nursery:
             listener = Listener(daemon, trio.socket.from_stdlib_socket(sock), nursery)
             nursery.start_soon(listener.accept_all)
@@ -156,7 +168,3 @@ async def open_listener(daemon: Daemon, path: Path) -> AsyncIterator[Listener]:
                 yield listener
             finally:
                 nursery.cancel_scope.cancel()
-    finally:
-        sock.close()
-        if path.exists() and path.lstat().st_ino == inode:
-            path.unlink()

@@ -16,7 +16,7 @@ from loopaid.wire import messages as m
 
 
 async def open_batch(daemon: Daemon, call: Call, request: m.OpenBatch) -> m.BatchOpened:
-    batch, _ = daemon.batches.open(call.peer.uid, request)
+    batch, _ = daemon.intake.open(call.peer.uid, request)
     _attach(daemon, call, batch)
     received = batch.log.received  # of which the commit below is the proof
     await daemon.recorder.committed()
@@ -25,7 +25,7 @@ async def open_batch(daemon: Daemon, call: Call, request: m.OpenBatch) -> m.Batc
 
 def add_items(daemon: Daemon, call: Call, request: m.AddItems) -> Awaitable[m.ItemsDurable]:
     batch = daemon.batches.find(call.peer.scope, request.batch_id)
-    daemon.batches.add_items(batch, request.items)
+    daemon.intake.add_items(batch, request.items)
     return _durable(daemon, batch.log.received)
 
 
@@ -37,26 +37,25 @@ async def _durable(daemon: Daemon, received: int) -> m.ItemsDurable:
 async def close_batch(daemon: Daemon, call: Call, request: m.CloseBatch) -> m.BatchAccepted:
     batch = daemon.batches.find(call.peer.scope, request.batch_id)
     if batch.state is BatchState.RECEIVING:
-        await daemon.batches.close(batch, request.total)
+        await daemon.intake.close(batch, request.total)
     elif request.total != batch.total:  # closed before, and the answer was lost
         raise LoopaidError(ErrorCode.BATCH_NOT_OPEN, f"batch {batch.id} was closed with {batch.total} items")
     return _accepted(batch)
 
 
 async def submit_batch(daemon: Daemon, call: Call, request: m.SubmitBatch) -> m.BatchAccepted:
-    batch, is_new = daemon.batches.open(call.peer.uid, request)
+    batch, is_new = daemon.intake.open(call.peer.uid, request)
     _attach(daemon, call, batch)
     if is_new or (batch.state is BatchState.RECEIVING and batch.log.received == 0):
         try:
             if request.items.count:
-                daemon.batches.add_items(batch, request.items)
-            await daemon.batches.close(batch, request.items.count)
+                daemon.intake.add_items(batch, request.items)
+            await daemon.intake.close(batch, request.items.count)
         except LoopaidError as error:
-            if batch.state is BatchState.RECEIVING:
-                daemon.batches.cancel(batch, error.message)
+            daemon.intake.cancel(batch, error.message)
             raise
     elif batch.state is BatchState.RECEIVING:
-        await daemon.batches.close(batch, request.items.count)
+        await daemon.intake.close(batch, request.items.count)
     return _accepted(batch)
 
 
@@ -73,7 +72,7 @@ def _accepted(batch: Batch) -> m.BatchAccepted:
 
 
 async def exec_item(daemon: Daemon, call: Call, request: m.Exec) -> m.EncodedExecResult:
-    batches = daemon.batches
+    intake = daemon.intake
     chunk = m.ItemsChunk(
         first=0,
         count=1,
@@ -81,14 +80,13 @@ async def exec_item(daemon: Daemon, call: Call, request: m.Exec) -> m.EncodedExe
         ids=None if request.item_id is None else [request.item_id],
         forced=[0] if request.force_validation else [],
     )
-    batch, _ = batches.open(call.peer.uid, request)
+    batch, _ = intake.open(call.peer.uid, request)
     try:
-        batches.accept_at_once(batch, chunk)
+        intake.accept_at_once(batch, chunk)
         await _leased(daemon, batch)
         await _wait_end(batch)
     finally:
-        if not batch.state.is_final:
-            batches.cancel(batch, "the client that asked for it gave up")
+        intake.cancel(batch, "the client that asked for it gave up")
     block = batch.log.in_log_order(0)
     assert block is not None, "a batch of one that ended has its record"
     summary = batch.summary()
@@ -139,6 +137,6 @@ async def _wait_end(batch: Batch) -> None:
 
 async def cancel_batch(daemon: Daemon, call: Call, request: m.CancelBatch) -> m.CancelRequested:
     batch = daemon.batches.find(call.peer.scope, request.batch_id)
-    daemon.batches.cancel(batch, request.reason)
+    daemon.intake.cancel(batch, request.reason)
     await daemon.recorder.committed()
     return m.CancelRequested(batch_id=batch.id, state=batch.state)

@@ -25,7 +25,7 @@ async def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
         software=f"loopaid {loopaid.__version__}",
         pid=os.getpid(),
         uptime_s=round(time.time() - daemon.started_at, 3),
-        state="draining" if daemon.batches.draining else "running",
+        state="draining" if daemon.intake.draining else "running",
         durability=daemon.config.log.durability,
         sandbox=provider.sandbox,
         problems=problems,

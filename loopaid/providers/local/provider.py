@@ -6,6 +6,7 @@ should be, no session starts, and `problem` says why and what to do.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.resources
 import os
@@ -155,10 +156,8 @@ class LocalProvider:
 def _pipe() -> tuple[int, int]:
     """A pipe that holds a window, if the system's limit for pipes allows it."""
     read, write = os.pipe2(os.O_CLOEXEC)
-    try:
+    with contextlib.suppress(PermissionError):  # over /proc/sys/fs/pipe-user-pages-soft: slower, not wrong
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    except PermissionError:  # over /proc/sys/fs/pipe-user-pages-soft: slower, not wrong
-        pass
     return read, write
 
 
@@ -195,23 +194,9 @@ def _prepare(config: Config) -> LocalProvider:
         toolchain = find_python(config.pool.python.interpreter, config.pool.python.environment)
         note = 'programs run UNCONFINED: [sandbox] kind = "none"'
         return LocalProvider(config, SandboxSpec(kind="none"), toolchain, None, [note])
-    run_as = host_identity(os.geteuid())
-    notes: list[str] = []
-    try:
-        spec, toolchain, report = _find(config, run_as)
-    except LoopaidError as error:
-        if run_as is None:
-            raise
-        report = ProbeReport(ok=False, detail=error.message)
-    if not report.ok and run_as is not None:
-        notes.append(
-            f"sessions run as root outside of their sandbox, and processes_max is not enforced, because uid {run_as} "
-            f"cannot reach what they need ({report.detail}); run loopaid as a user of its own, or install bubblewrap "
-            "and python3 from the distribution"
-        )
-        spec, toolchain, report = _find(config, None)
+    spec, toolchain, report = _find(config, host_identity(os.geteuid()))
     problem = None if report.ok else f"{report.reason}: {report.detail}; {report.fix}"
-    return LocalProvider(config, spec, toolchain, problem, notes)
+    return LocalProvider(config, spec, toolchain, problem, [])
 
 
 @asynccontextmanager

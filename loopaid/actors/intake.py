@@ -1,0 +1,265 @@
+"""How batches come in: opened, filled and closed, or at once.
+
+Accepted means durable, and running starts at the acceptance. A batch that is still received is kept as long as items
+keep coming; with an idempotency key the client finds it again and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from loopaid.actors import records
+from loopaid.actors.batch import Batch, Surroundings
+from loopaid.actors.batches import Batches
+from loopaid.actors.catalog import Catalog, check_rate
+from loopaid.actors.items import ItemIds, check_chunk, count_sampled
+from loopaid.config import Config
+from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.model import BatchOptions, Isolation, Language
+from loopaid.providers.base import Provider
+from loopaid.wire.messages import Exec, ItemsChunk, OpenBatch, SubmitBatch
+
+log = logging.getLogger(__name__)
+
+RECEIVING_TIMEOUT_S: Final = 60.0
+"""How long a submission that was interrupted can be taken up again."""
+BUSY_RETRY_MS: Final = 1000
+"""What a client that meets a full queue is told to wait."""
+
+
+class Receiving:
+    """What is kept of a batch while its items come in."""
+
+    def __init__(self) -> None:
+        self.ids: ItemIds | None = None
+        self.sampled_count = 0
+        self.closing = False
+        self.last_heard = trio.current_time()
+
+    def add(self, batch: Batch, chunk: ItemsChunk) -> None:
+        """Note a chunk that follows those of `batch`."""
+        if self.ids is None and chunk.ids is not None:
+            self.ids = ItemIds.of_indexes(chunk.first)
+        if self.ids is not None:
+            self.ids.add(chunk)
+        self.sampled_count += count_sampled(batch.id, chunk, batch.opened.sampling_rate)
+        self.last_heard = trio.current_time()
+
+
+class Intake:
+    """Made by `open_intake`. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        batches: Batches,
+        around: Surroundings,
+        provider: Provider,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._batches = batches
+        self._around = around
+        self._provider = provider
+        self._nursery = nursery
+        self._receiving: dict[str, Receiving] = {}
+        self._last_ms = 0
+        self.draining = False
+
+    def __repr__(self) -> str:
+        return f"<Intake receiving {len(self._receiving)} batches>"
+
+    def open(self, uid: int, request: OpenBatch | SubmitBatch | Exec) -> tuple[Batch, bool]:
+        """Begin a batch, or find the one that has this idempotency key; says whether it is new."""
+        options = request.options.over(self._defaults())
+        artifact = self._catalog.artifact(uid, request.task, request.version)
+        key = None if isinstance(request, Exec) else request.idempotency_key
+        if key is not None and (known := self._batches.with_key(uid, key)) is not None:
+            if (known.opened.digest, known.opened.task, known.options) != (artifact.digest, request.task, options):
+                raise LoopaidError(
+                    ErrorCode.IDEMPOTENCY_CONFLICT,
+                    f"the key {key!r} belongs to batch {known.id}, which has another program or other options",
+                    path="idempotency_key",
+                )
+            return known, False
+        self._check_possible(artifact.language, options)
+        rate = None if isinstance(request, Exec) else request.sampling_rate
+        check_rate(rate)
+        opened = records.BatchOpened(
+            self._new_id(),
+            uid,
+            artifact.task,
+            artifact.version,
+            artifact.digest,
+            artifact.language,
+            options,
+            rate if rate is not None else self._catalog.task(uid, request.task).sampling_rate,
+            key,
+            isinstance(request, Exec) or request.attached,
+            self._around.wall_time(),
+        )
+        batch = Batch(opened, artifact, self._around)
+        self._batches.add(batch)
+        self._around.recorder.append(records.BATCH_OPENED, records.encode(opened))
+        self.receive(batch)
+        return batch, True
+
+    def add_items(self, batch: Batch, chunk: ItemsChunk) -> None:
+        """Append a chunk; it is durable when the recorder has committed."""
+        receiving = self._receiving_of(batch)
+        limits = self._config
+        chunk = check_chunk(chunk, received=batch.log.received, input_bytes_max=limits.limits.input_bytes_max)
+        if batch.log.received + chunk.count > limits.batch.items_max:
+            raise LoopaidError(
+                ErrorCode.LIMIT_EXCEEDED, f"a batch has at most items_max = {limits.batch.items_max} items"
+            )
+        self._around.recorder.check_accepting()
+        receiving.add(batch, chunk)
+        items = records.BatchItems(batch.id, chunk)
+        position = self._around.recorder.append(records.BATCH_ITEMS, records.encode(items))
+        batch.log.add_chunk(position, chunk)
+
+    async def close(self, batch: Batch, total: int) -> None:
+        """Accept a batch and start it. Returns when the acceptance is durable."""
+        receiving = self._receiving_of(batch)
+        if total != batch.log.received:
+            raise LoopaidError(
+                ErrorCode.INVALID_REQUEST, f"{batch.log.received} items were received, not {total}", path="total"
+            )
+        if receiving.ids is not None:
+            await self._check_ids(batch, receiving, receiving.ids)
+            receiving = self._receiving_of(batch)  # it may have been cancelled meanwhile
+        self._accept(batch, receiving)
+        self._batches.start(batch)
+        await self._around.recorder.committed()
+
+    async def _check_ids(self, batch: Batch, receiving: Receiving, ids: ItemIds) -> None:
+        receiving.closing = True
+        try:
+            await self._around.recorder.committed()
+            await ids.check(batch.log)
+        except LoopaidError as error:
+            self.drop(batch, error.message)
+            raise
+        finally:
+            receiving.closing = False
+
+    def accept_at_once(self, batch: Batch, chunk: ItemsChunk) -> None:
+        """For an attached batch of one: nothing is acknowledged before its result, so acceptance and result may
+        become durable together."""
+        receiving = self._receiving_of(batch)
+        self.add_items(batch, chunk)
+        batch.log.prime(chunk)
+        self._accept(batch, receiving)
+        self._batches.start_at_once(batch)
+
+    def _accept(self, batch: Batch, receiving: Receiving) -> None:
+        batch.sampled_count = receiving.sampled_count
+        closed = records.BatchClosed(batch.id, batch.log.received, receiving.sampled_count, self._around.wall_time())
+        self._around.recorder.append(records.BATCH_CLOSED, records.encode(closed))
+        del self._receiving[batch.id]
+        self._batches.accept(batch, closed.total)
+
+    def receive(self, batch: Batch) -> None:
+        """Take items for an open batch from now on."""
+        self._receiving[batch.id] = Receiving()
+        self._nursery.start_soon(self._expire, batch)
+
+    def replay(self, batch: Batch, chunk: ItemsChunk) -> None:
+        """Note a chunk that the log holds already."""
+        self._receiving[batch.id].add(batch, chunk)
+
+    def cancel(self, batch: Batch, reason: str) -> None:
+        """End a batch, accepted or not; does nothing to one that has ended."""
+        if batch.id in self._receiving:
+            self.drop(batch, reason)
+        else:
+            self._batches.cancel(batch, reason)
+
+    def drop(self, batch: Batch, reason: str) -> None:
+        """Give up a batch that was not accepted yet."""
+        del self._receiving[batch.id]
+        self._batches.drop(batch, reason)
+
+    async def _expire(self, batch: Batch) -> None:
+        """Drop a submission that nobody goes on with."""
+        while (receiving := self._receiving.get(batch.id)) is not None:
+            due = receiving.last_heard + RECEIVING_TIMEOUT_S
+            if trio.current_time() >= due and not receiving.closing:
+                log.warning("batch %s dropped: no items for %.0f s before it was closed", batch.id, RECEIVING_TIMEOUT_S)
+                self.drop(batch, f"no items came for {RECEIVING_TIMEOUT_S:.0f} s")
+                return
+            await trio.sleep_until(max(due, trio.current_time() + 1))
+
+    # --- checks
+
+    def _defaults(self) -> BatchOptions:
+        execution = self._config.execution
+        return BatchOptions(
+            max_concurrency=self._config.batch.max_concurrency,
+            timeout_ms=execution.timeout_ms,
+            isolation=execution.isolation,
+            provider=execution.provider,
+        )
+
+    def _check_possible(self, language: Language, options: BatchOptions) -> None:
+        if self.draining:
+            raise LoopaidError(
+                ErrorCode.DRAINING, "the daemon is about to stop and takes no new batches", retry_after_ms=BUSY_RETRY_MS
+            )
+        if options.isolation is not Isolation.SESSION or options.provider == "standard":
+            raise LoopaidError(
+                ErrorCode.UNSUPPORTED_ISOLATION,
+                "this version runs batches at isolation `session` only",
+                path="options.isolation",
+            )
+        if options.provider != "local":
+            raise LoopaidError(
+                ErrorCode.INVALID_REQUEST,
+                f"there is no provider {options.provider!r}; use local",
+                path="options.provider",
+            )
+        if language is not Language.PYTHON:
+            raise LoopaidError(ErrorCode.UNSUPPORTED_LANGUAGE, f"this version runs python, not {language}")
+        problem = self._provider.problem(language)
+        if problem is not None:
+            raise LoopaidError(ErrorCode.SANDBOX_UNAVAILABLE, problem)
+        self._around.recorder.check_accepting()
+        unfinished = len(self._batches.unfinished)
+        if unfinished >= self._config.batch.queued_max:
+            raise LoopaidError(
+                ErrorCode.QUEUE_FULL,
+                f"{unfinished} batches are unfinished, which is all that queued_max allows",
+                retry_after_ms=BUSY_RETRY_MS,
+            )
+
+    def _receiving_of(self, batch: Batch) -> Receiving:
+        receiving = self._receiving.get(batch.id)
+        if receiving is None or receiving.closing:
+            raise LoopaidError(ErrorCode.BATCH_NOT_OPEN, f"batch {batch.id} is {batch.state} and takes no items")
+        return receiving
+
+    def _new_id(self) -> str:
+        """Sortable: milliseconds, never the same twice, and 32 random bits against another daemon's."""
+        self._last_ms = max(self._last_ms + 1, int(self._around.wall_time() * 1000))
+        return f"{self._last_ms:011x}-{os.urandom(4).hex()}"
+
+
+@asynccontextmanager
+async def open_intake(
+    config: Config, catalog: Catalog, batches: Batches, around: Surroundings, provider: Provider
+) -> AsyncIterator[Intake]:
+    """Take batches in. Leaving ends submissions where they are; they can be gone on with after the next start."""
+    async with trio.open_nursery() as nursery:
+        try:
+            yield Intake(config, catalog, batches, around, provider, nursery)
+        finally:
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,125 @@
+"""What the daemon does first: take over what the records journal holds, and go on with what is unfinished."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from loopaid.actors import records
+from loopaid.actors.batch import Batch, Surroundings
+from loopaid.actors.batches import Batches
+from loopaid.actors.catalog import Catalog
+from loopaid.actors.intake import Intake
+from loopaid.core.batch import BatchProgress
+from loopaid.errors import LoopaidError
+from loopaid.model import BatchState, ProgramError
+from loopaid.wire.rows import decode_block, decode_block_head
+
+log = logging.getLogger(__name__)
+
+Policy = Literal["resume", "hold", "fail"]
+
+
+class Recovery:
+    """One pass over the journal and one over what is unfinished; `run` it once, before anything else."""
+
+    def __init__(
+        self, catalog: Catalog, batches: Batches, intake: Intake, around: Surroundings, policy: Policy
+    ) -> None:
+        self._catalog = catalog
+        self._batches = batches
+        self._intake = intake
+        self._around = around
+        self._policy = policy
+        self._found: dict[str, Batch] = {}
+        self._attempts: dict[str, int] = {}
+
+    def run(self) -> None:
+        self._replay()
+        for batch in self._found.values():
+            if batch.state is BatchState.RECEIVING:
+                self._go_on_receiving(batch)
+            elif not batch.state.is_final:
+                self._go_on(batch)
+
+    def _replay(self) -> None:
+        found = self._found
+        for frame in self._around.recorder.store.scan():
+            match frame.type:
+                case records.BATCH_OPENED:
+                    self._opened(records.decode_opened(frame.payload))
+                case records.BATCH_ITEMS:
+                    items = records.decode_items(frame.payload)
+                    found[items.batch_id].log.add_chunk(frame.position, items.chunk)
+                case records.BATCH_CLOSED:
+                    closed = records.decode_closed(frame.payload)
+                    batch = found[closed.batch_id]
+                    batch.total, batch.sampled_count = closed.total, closed.sampled_count
+                    batch.state = BatchState.QUEUED
+                case records.ITEMS_DONE:
+                    head = decode_block_head(frame.payload)
+                    found[head.batch_id].log.add_block(frame.position, head.first_index, head.count)
+                case records.BATCH_RESUMED:
+                    resumed = records.decode_resumed(frame.payload)
+                    self._attempts[resumed.batch_id] = resumed.attempt
+                case records.BATCH_ENDED:
+                    ended = records.decode_ended(frame.payload)
+                    found[ended.batch_id].replay_end(ended)
+        for batch in found.values():
+            self._batches.add(batch)
+            if batch.state.is_final:
+                self._batches.finished(batch)
+
+    def _opened(self, opened: records.BatchOpened) -> None:
+        try:
+            artifact = self._catalog.artifact(opened.uid, opened.task, opened.version)
+        except LoopaidError:  # the catalog is a journal of its own, and only a batch that still runs needs it
+            artifact = None
+        self._found[opened.batch_id] = Batch(opened, artifact, self._around)
+
+    def _go_on_receiving(self, batch: Batch) -> None:
+        self._intake.receive(batch)
+        index = 0
+        while index < batch.log.received:
+            frame = self._around.recorder.read(batch.log.chunk_position(index))
+            chunk = records.decode_items(frame.payload).chunk
+            self._intake.replay(batch, chunk)
+            index += chunk.count
+
+    def _go_on(self, batch: Batch) -> None:
+        attempt = self._attempts.get(batch.id, 1) + 1
+        progress = self._batches.accept(batch, batch.total, attempt=attempt, recorded=batch.log.recorded_ranges())
+        self._count(batch, progress)
+        failure = self._failure(batch, attempt)
+        if failure is not None:
+            log.error("batch %s is given up: %s", batch.id, failure.message)
+            self._batches.give_up(batch, failure)
+            return
+        done = f"{batch.log.recorded} of {batch.total} items recorded"
+        if self._policy == "hold":
+            batch.state = BatchState.HELD
+            log.warning("batch %s is held: %s", batch.id, done)
+            return
+        log.warning("batch %s resumes: %s", batch.id, done)
+        resumed = records.BatchResumed(batch.id, attempt, self._around.wall_time())
+        self._around.recorder.append(records.BATCH_RESUMED, records.encode(resumed))
+        self._batches.start(batch)
+        self._batches.expect_watcher(batch)
+
+    def _count(self, batch: Batch, progress: BatchProgress) -> None:
+        for position in batch.log.block_positions():
+            block = decode_block(self._around.recorder.read(position).payload)
+            if block.status is not None:
+                progress.count([block.status] * block.count, ())
+            else:
+                progress.count([row.status for row in block.rows], [row.latency_us for row in block.rows])
+
+    def _failure(self, batch: Batch, attempt: int) -> ProgramError | None:
+        """Why a batch cannot go on."""
+        if batch.artifact is None:
+            return ProgramError("ArtifactLost", "the catalog does not have the program any more")
+        if attempt > self._around.attempts_max:
+            return ProgramError("Interrupted", f"the daemon died {attempt - 1} times under this batch")
+        if self._policy == "fail":
+            return ProgramError("Interrupted", "the daemon died under this batch, and its recovery policy is `fail`")
+        return None
