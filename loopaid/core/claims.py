@@ -27,7 +27,9 @@ class Claim:
     session at all, `number` its place among all claims ever made.
     """
 
-    __slots__ = ("entry", "held", "id", "key", "language", "number", "priority", "since", "wanted", "worthwhile", "yielding")
+    __slots__ = (
+        "entry", "held", "id", "key", "language", "number", "priority", "since", "wanted", "worthwhile", "yielding",
+    )  # fmt: skip
 
     def __init__(self, claim_id: str, number: int, language: str, key: SessionKey) -> None:
         self.id = claim_id

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from itertools import chain
 from math import inf
 
 from loopaid.core.actions import CloseReason, YieldReason
@@ -31,15 +30,17 @@ class Round:
         self._ledger = ledger
         self._now = now
         self._slice_s = ledger.limits.slice_ms / 1000
+        self._denied = False  # somebody got nothing
         self._stuck: dict[str, SessionKey] = {}  # languages, and whose turn ended them
         self._starting = {pool.language: len(pool.starting) for pool in ledger.pools.values()}
         self._coming: Counter[SessionKey | str] = Counter()
         self._entering: Counter[str] = Counter()  # of those, slots that come from another language
         for pool in ledger.pools.values():
-            for session in chain(pool.stopping.values(), pool.yielding.values()):
-                if session.meant_for is not None:
-                    self._coming[session.meant_for] += 1
-                    self._note_entering(pool, session.meant_for)
+            coming = [session.meant_for or pool.language for session in pool.stopping.values()]
+            coming += [session.meant_for for session in pool.yielding.values() if session.meant_for]
+            for meant_for in coming:
+                self._coming[meant_for] += 1
+                self._note_entering(pool, meant_for)
 
     def run(self) -> None:
         served = self._serve_first()
@@ -95,39 +96,44 @@ class Round:
         heapq.heapify(order)
         while order:
             priority, having, number, lacking, claim = heapq.heappop(order)
-            if self._provide(claim, having):
-                if lacking > 1:
-                    heapq.heappush(order, (priority, having + 1, number, lacking - 1, claim))
+            if having >= claim.worthwhile:  # what is there it takes; nothing is made ready for it
+                got = self._grant_ready(claim) or self._hand_over(claim, having)
             else:
-                self._stuck.setdefault(claim.language, claim.key)
+                got = self._provide(claim, having)
+                if not got:
+                    self._stuck.setdefault(claim.language, claim.key)
+            if got and lacking > 1:
+                heapq.heappush(order, (priority, having + 1, number, lacking - 1, claim))
 
     def _provide(self, claim: Claim, having: int) -> bool:
         """Get one session for `claim`, now or on its way. False: nothing can be done before `wake`."""
-        pool = self._ledger.pools[claim.language]
-        if session := pool.idle_for(claim.key):
-            self._grant(session, claim)
+        if self._grant_ready(claim):
             return True
         if claim.language in self._stuck:
-            return self._use_up(claim.key) or self._take(claim, having, self._leases_of(claim.key, pool))
-        if pool.spares:
-            self._grant(next(iter(pool.spares.values())), claim)
-            return True
-        if having >= claim.worthwhile:
-            return True  # what is ready it takes; nothing is made ready for it
+            return self._hand_over(claim, having)
         if self._starting[claim.language]:
             self._starting[claim.language] -= 1
             return True
+        pool = self._ledger.pools[claim.language]
         if self._start(pool) or self._use_up(claim.key):
             return True
         if not self._may_start(pool):
-            return self._take(claim, having, self._leases_of(claim.key, pool))
+            return self._hand_over(claim, having)
         if self._use_up(claim.language) or self._evict(claim, having):
             return True
         return self._take(claim, having, [s for p in self._pools_with_room_for(claim) for s in p.active.values()])
 
+    def _grant_ready(self, claim: Claim) -> bool:
+        pool = self._ledger.pools[claim.language]
+        session = pool.idle_for(claim.key) or next(iter(pool.spares.values()), None)
+        if session is None:
+            return False
+        self._grant(session, claim)
+        return True
+
     def _grant(self, session: Session, claim: Claim) -> None:
         self._ledger.grant(session, claim, self._now)
-        self.unsettled |= bool(self._stuck)
+        self.unsettled |= self._denied
 
     def _start(self, pool: Pool) -> bool:
         room = len(pool.sessions) < pool.limits.size_max and self._ledger.free_slots > 0
@@ -164,7 +170,7 @@ class Round:
         pool, *others = self._pools_with_room_for(claim)
         idle = [session for other in others for session in other.idle.values()]
         idle.sort(key=lambda session: session.idle_since)
-        for other in others:  # the last of all: warm spares, and those that were promised only for a first session
+        for other in others:  # spares last of all, and the warm ones only for somebody's first session
             surplus = len(other.spares) - (other.limits.warm_min if having else 0)
             idle += list(other.spares.values())[: max(0, surplus)]
         return [*pool.idle.values(), *idle]
@@ -178,8 +184,12 @@ class Round:
         growing = [claim for claim in self._ledger.growing if claim.key == session.key]
         return min(growing, key=lambda claim: (-claim.priority, claim.keeping), default=None)
 
-    def _leases_of(self, key: SessionKey, pool: Pool) -> list[Session]:
-        return [lease for lease in pool.active.values() if lease.key == key]
+    def _hand_over(self, claim: Claim, having: int) -> bool:
+        """A lease of its own key comes back, or is asked back, from another batch."""
+        if self._use_up(claim.key):
+            return True
+        leases = self._ledger.pools[claim.language].active.values()
+        return self._take(claim, having, [lease for lease in leases if lease.key == claim.key])
 
     def _take(self, claim: Claim, having: int, leases: list[Session]) -> bool:
         """Ask one of these leases back from a batch that has more than its share, compared with `claim`. It is
@@ -193,6 +203,7 @@ class Round:
                 elif due < wake:
                     wake = due
         if not takeable:
+            self._denied = True
             self.wake = min(self.wake, wake)
             return False
         lease = min(takeable, key=lambda lease: preference(claim, lease))
@@ -203,7 +214,7 @@ class Round:
         if strict <= self._now:
             reason = YieldReason.PRIORITY
         else:
-            reason = YieldReason.SHARE if holder.keeping >= 2 else YieldReason.TURN
+            reason = YieldReason.TURN if holder.keeping == 1 <= holder.wanted else YieldReason.SHARE
         self._ledger.ask_back(lease, reason, meant_for=claim.key if lease.key == claim.key else claim.language)
         self._note_entering(self._ledger.pools[lease.language], claim.language)
         return True

@@ -63,8 +63,8 @@ class Scheduler:
         worthwhile: int | None = None,
     ) -> list[Action]:
         """A batch wants `wanted` sessions from now on, those it holds included; 0: none more. Once it has
-        `worthwhile` of them it takes what is ready, and nothing is started or evicted for it any more. Language
-        and key of a claim stay what they were when it was made."""
+        `worthwhile` of them (at least 1; default all) it takes what is ready, and nothing is started or closed
+        for it any more. Language and key of a claim stay what they were when it was made."""
         claim = self._claims.get(claim_id)
         if claim is None:
             self._ledger.pools[language]  # unknown: before anything is noted

@@ -51,21 +51,18 @@ def entitled_at(waiter: Claim, having: int, holder: Claim) -> tuple[float, float
 def evictable_at(waiter: Claim, having: int, idle: Session, rival: Claim | None) -> float:
     """From when on an idle session of another key may be closed to make room for `waiter`.
 
-    `rival` is the first of those who want it as it is, if any. A waiter that already has sessions lets it stay
+    `rival` is the first of those behind `waiter` who want it as it is, if any: among equals it serves them. A
+    waiter that already has sessions lets it stay
     for a residence: a stream of single calls would otherwise lose its session to a bulk batch after each of them.
     """
     if rival is None:
         return idle.idle_since + idle.residence_s if having else -inf
-    if having:
-        if rival.held == 0:
-            return inf
-        ahead = waiter.priority > rival.priority
-        if not ahead and not (waiter.priority == rival.priority and rival.keeping > having):
-            return inf
+    if having and waiter.priority == rival.priority and rival.keeping <= having:
+        return inf
     return idle.resident_until
 
 
-def preference(waiter: Claim, lease: Session) -> tuple[bool, bool, bool, int, int, float]:
+def preference(waiter: Claim, lease: Session) -> tuple[bool, bool, int, int, float]:
     """Which of several takeable leases goes first (the smallest): never the last of a batch if another will do,
     then one that needs no new session, then by the holder's priority and its share."""
     holder = lease.claim
@@ -73,7 +70,6 @@ def preference(waiter: Claim, lease: Session) -> tuple[bool, bool, bool, int, in
     return (
         holder.keeping < 2 and holder.keeping <= holder.wanted,
         lease.key != waiter.key,
-        lease.language != waiter.language,
         holder.priority,
         -holder.keeping,
         lease.granted_at,

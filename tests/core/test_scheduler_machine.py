@@ -27,6 +27,7 @@ class Batch:
     key: SessionKey
     priority: int
     wanted: int
+    worthwhile: int = 9
     held: set[str] = field(default_factory=set)
     grants: int = 0
 
@@ -88,15 +89,15 @@ class World:
 
     # What happens in the world
 
-    def claim(self, language: str, program: str, priority: int, wanted: int) -> Batch:
+    def claim(self, language: str, program: str, priority: int, wanted: int, worthwhile: int = 9) -> Batch:
         self._names += 1
         batch = Batch(f"b{self._names}", language, SessionKey(1, f"{language} {program}"), priority, 0)
         self.batches[batch.name] = batch
-        self.change(batch, priority, wanted)
+        self.change(batch, priority, wanted, worthwhile)
         return batch
 
-    def change(self, batch: Batch, priority: int, wanted: int) -> None:
-        batch.priority, batch.wanted = priority, wanted
+    def change(self, batch: Batch, priority: int, wanted: int, worthwhile: int) -> None:
+        batch.priority, batch.wanted, batch.worthwhile = priority, wanted, worthwhile
         self.apply(
             self.scheduler.claim(
                 self.now,
@@ -105,6 +106,7 @@ class World:
                 key=batch.key,
                 priority=priority,
                 wanted=wanted,
+                worthwhile=worthwhile,
             )
         )
 
@@ -204,7 +206,8 @@ class World:
             assert not [env for env in ready if env.key in (None, batch.key)], f"{batch} waits beside a free session"
         starting = sum(env.place == "starting" for env in envs)
         if room and language not in self.failing:
-            assert sum(batch.wanted - len(batch.held) for batch in lacking) <= starting, "a slot is free"
+            worth = sum(max(0, min(batch.wanted, batch.worthwhile) - len(batch.held)) for batch in lacking)
+            assert worth <= starting, "a slot is free"
 
 
 def limits(python: int, javascript: int, together: int, warm: int) -> SchedulerLimits:
@@ -235,14 +238,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         program=st.sampled_from("ABC"),
         priority=st.integers(0, 9),
         wanted=st.integers(0, 4),
+        worthwhile=st.integers(1, 4),
     )
-    def batch_arrives(self, language: str, program: str, priority: int, wanted: int) -> None:
-        self.world.claim(language, program, priority, wanted)
+    def batch_arrives(self, language: str, program: str, priority: int, wanted: int, worthwhile: int) -> None:
+        self.world.claim(language, program, priority, wanted, worthwhile)
 
     @precondition(lambda self: self.world.batches)
-    @rule(data=st.data(), priority=st.integers(0, 9), wanted=st.integers(0, 4))
-    def batch_wants_something_else(self, data: st.DataObject, priority: int, wanted: int) -> None:
-        self.world.change(self.world.batches[pick(data, list(self.world.batches))], priority, wanted)
+    @rule(data=st.data(), priority=st.integers(0, 9), wanted=st.integers(0, 4), worthwhile=st.integers(1, 4))
+    def batch_wants_something_else(self, data: st.DataObject, priority: int, wanted: int, worthwhile: int) -> None:
+        batch = self.world.batches[pick(data, list(self.world.batches))]
+        self.world.change(batch, priority, wanted, worthwhile)
 
     @precondition(lambda self: self.world.batches)
     @rule(data=st.data())
