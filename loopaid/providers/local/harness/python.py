@@ -131,9 +131,9 @@ def make_encoder():
     """A JSON encoder as a function: value, 0 -> pieces of ASCII text. NaN and cycles raise."""
     make = json.encoder.c_make_encoder
     if make is None:
-        encoder = json.JSONEncoder(allow_nan=False)
+        encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
         return lambda value, _: (encoder.encode(value),)
-    return make({}, refuse, encode_basestring_ascii, None, ": ", ", ", False, False, False)
+    return make({}, refuse, encode_basestring_ascii, None, ":", ",", False, False, False)
 
 
 def refuse(value):
