@@ -108,11 +108,11 @@ class Intake:
         )
         batch = Batch(opened, artifact, self._around)
         self._batches.add(batch)
-        self._around.recorder.append(records.BATCH_OPENED, records.encode(opened))
+        self._around.recorder.append(records.BATCH_OPENED, records.encode(opened), deferred=isinstance(request, Exec))
         self.receive(batch)
         return batch, True
 
-    def add_items(self, batch: Batch, chunk: ItemsChunk) -> None:
+    def add_items(self, batch: Batch, chunk: ItemsChunk, *, deferred: bool = False) -> None:
         """Append a chunk; it is durable when the recorder has committed."""
         receiving = self._receiving_of(batch)
         limits = self._config
@@ -124,7 +124,7 @@ class Intake:
         self._around.recorder.check_accepting()
         receiving.add(batch, chunk)
         items = records.BatchItems(batch.id, chunk)
-        position = self._around.recorder.append(records.BATCH_ITEMS, records.encode(items))
+        position = self._around.recorder.append(records.BATCH_ITEMS, records.encode(items), deferred=deferred)
         batch.log.add_chunk(position, chunk)
 
     async def close(self, batch: Batch, total: int) -> None:
@@ -153,18 +153,18 @@ class Intake:
             receiving.closing = False
 
     def accept_at_once(self, batch: Batch, chunk: ItemsChunk) -> None:
-        """For an attached batch of one: nothing is acknowledged before its result, so acceptance and result may
-        become durable together."""
+        """For an attached batch of one: nothing is acknowledged before its result, so acceptance and result become
+        durable together."""
         receiving = self._receiving_of(batch)
-        self.add_items(batch, chunk)
+        self.add_items(batch, chunk, deferred=True)
         batch.log.prime(chunk)
-        self._accept(batch, receiving)
+        self._accept(batch, receiving, deferred=True)
         self._batches.start_at_once(batch)
 
-    def _accept(self, batch: Batch, receiving: Receiving) -> None:
+    def _accept(self, batch: Batch, receiving: Receiving, *, deferred: bool = False) -> None:
         batch.sampled_count = receiving.sampled_count
         closed = records.BatchClosed(batch.id, batch.log.received, receiving.sampled_count, self._around.wall_time())
-        self._around.recorder.append(records.BATCH_CLOSED, records.encode(closed))
+        self._around.recorder.append(records.BATCH_CLOSED, records.encode(closed), deferred=deferred)
         del self._receiving[batch.id]
         self._batches.accept(batch, closed.total)
 

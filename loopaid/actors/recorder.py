@@ -52,14 +52,25 @@ class Recorder:
     def health(self) -> str:
         return "poisoned" if self._failed else "full" if self.full else "healthy"
 
-    def append(self, kind: int, payload: bytes, on_durable: Callable[[int], None] | None = None) -> int:
-        """Append a frame; returns its position. `on_durable` is called with it once the frame is committed."""
+    def append(
+        self,
+        kind: int,
+        payload: bytes,
+        on_durable: Callable[[int], None] | None = None,
+        *,
+        deferred: bool = False,
+    ) -> int:
+        """Append a frame; returns its position. `on_durable` is called with it once the frame is committed.
+
+        A deferred frame, whose durability nobody waits for, is committed together with the next one that is not.
+        """
         if self._failed:
             raise _unknown()
         position = self.store.append(kind, payload)
         if on_durable is not None:
             self._on_durable.append((on_durable, position))
-        self._work.set()
+        if not deferred:
+            self._work.set()
         return position
 
     async def committed(self) -> None:
@@ -68,6 +79,7 @@ class Recorder:
         while self.store.durable_end < target:
             if self._failed:
                 raise _unknown()
+            self._work.set()  # for deferred frames
             await self._committed.wait()
 
     async def room(self) -> None:
