@@ -239,9 +239,8 @@ class PoolActor:
         self._sessions[session_id] = session
         self._pools.started(session, trio.current_time() - began)
         reason = await session.wait_gone()
-        if session_id in self._sessions:
+        if self._sessions.pop(session_id, None) is not None:  # else somebody closed it
             await session.aclose()
-            del self._sessions[session_id]
             self._pools.lost(session_id, reason)
 
     async def _close(self, session_id: str, reason: str) -> None:
