@@ -273,15 +273,34 @@ def test_a_lease_of_the_lowest_priority_is_taken_before_one_of_the_largest_share
     assert play.claim("a", "A", priority=5) == ["ask low for python-4: priority"]
 
 
+def test_of_equal_priorities_the_largest_share_is_taken_from(new_play: Any) -> None:
+    play = new_play(python=5)
+    play.hold("small", "A", wanted=2)
+    play.hold("large", "A", wanted=3)
+    play.at(5)
+    assert play.claim("a", "A") == ["ask large for python-3: share"]
+
+
 def test_between_equals_a_free_session_goes_to_its_own_artifact(new_play: Any) -> None:
-    play = new_play(python=3)
+    play = new_play(python=4)
     play.hold("b", "B", wanted=1)
     play.hold("x", "A", wanted=1)
     play.hold("a", "A", wanted=1)
+    play.hold("low", "A", wanted=1, priority=3)
     play.claim("b", "B", wanted=2)
     play.claim("a", "A", wanted=2)
+    play.claim("low", "A", wanted=2, priority=3)
     play.at(50).withdraw("x")
     assert play.release("python-2") == ["grant python-2 to a"]
+
+
+def test_who_has_a_session_on_its_way_asks_for_no_other(new_play: Any) -> None:
+    play = new_play(python=2)
+    play.hold("a", "A")
+    assert play.claim("b", "A") == ["start python-2"]
+    assert play.claim("c", "C") == []
+    assert play.at(0.5).tick() == []
+    assert play.started("python-2") == ["grant python-2 to b"]
 
 
 def test_who_has_yet_to_return_its_last_session_does_not_wait_for_a_first_one(new_play: Any) -> None:
