@@ -26,6 +26,8 @@ from loopaid.providers.base import Provider, Session, StartFailed
 
 log = logging.getLogger(__name__)
 
+CLOSE_DEADLINE_S: Final = 30.0
+"""For all sessions of a language at the end; each is killed at once, and one takes some 10 ms."""
 MAILBOX_MAX: Final = 4096
 """More than the sessions that can exist: each has one action waiting at most."""
 
@@ -226,7 +228,8 @@ class PoolActor:
                     else:
                         nursery.start_soon(self._close, action.session_id, action.reason)
         finally:
-            await self._close_all()
+            with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
+                await self._close_all()
 
     async def _start(self, session_id: str) -> None:
         """Start a session and stay with it until it is gone."""
@@ -251,11 +254,10 @@ class PoolActor:
 
     async def _close_all(self) -> None:
         """On the way out: nothing that was started stays behind."""
-        with trio.CancelScope(shield=True):
-            for session_id, session in list(self._sessions.items()):
-                del self._sessions[session_id]
-                await session.aclose()
-                self._pools.closed(session_id, "the pool closed")
+        for session_id, session in list(self._sessions.items()):
+            del self._sessions[session_id]
+            await session.aclose()
+            self._pools.closed(session_id, "the pool closed")
 
 
 @asynccontextmanager

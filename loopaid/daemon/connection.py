@@ -44,7 +44,8 @@ class Peer(msgspec.Struct, frozen=True):
         return None if self.is_admin else self.uid
 
 
-Handle = Callable[["Call", AnyRequest], Awaitable[object]]
+Handle = Callable[["Call", AnyRequest], object]
+"""Answers a request, or returns an awaitable that does. Both raise LoopaidError."""
 
 
 class Call:
@@ -164,9 +165,13 @@ class ClientStream:
         call = self._calls[request_id] = Call(self, request_id)
         try:
             answer = self._handle(call, request)
+            if isinstance(answer, Awaitable):
+                nursery.start_soon(self._answer, request_id, call, answer)
+                return
+            frame = self.wire.reply(request_id, answer)
         except LoopaidError as error:
-            answer = _failing(error)
-        nursery.start_soon(self._answer, request_id, call, answer)
+            frame = self.wire.error(request_id, error.info(request_id))
+        self._answered(request_id, frame)
 
     async def _answer(self, request_id: int, call: Call, answer: Awaitable[object]) -> None:
         try:
@@ -181,8 +186,10 @@ class ClientStream:
             log.error("request %d of uid=%d: %s", request_id, self.peer.uid, error)
             info = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=f"the log cannot be read: {error}")
             frame = self.wire.error(request_id, info)
-        finally:
-            del self._calls[request_id]
+        self._answered(request_id, frame)
+
+    def _answered(self, request_id: int, frame: bytes) -> None:
+        del self._calls[request_id]
         self._put(frame)
         self._grant_upload(request_id)
 
@@ -236,10 +243,6 @@ class ClientStream:
             with trio.fail_after(self._stalled_s):
                 sent = await self._stream.socket.send(view)
             view = view[sent:]
-
-
-async def _failing(error: LoopaidError) -> object:
-    raise error
 
 
 def peer_of(stream: trio.SocketStream, is_admin: Callable[[int], bool]) -> Peer:

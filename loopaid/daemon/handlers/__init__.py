@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING, assert_never
 
 from loopaid.daemon.handlers import batches, catalog, results, status
@@ -14,9 +13,9 @@ if TYPE_CHECKING:
     from loopaid.daemon.server import Listener
 
 
-def dispatch(daemon: Daemon, listener: Listener, call: Call, request: m.AnyRequest) -> Awaitable[object]:
-    """Begin a request. What has to happen in the order of arrival (items) happens in this call, the rest in the
-    awaitable. Both raise LoopaidError."""
+def dispatch(daemon: Daemon, listener: Listener, call: Call, request: m.AnyRequest) -> object:
+    """Answer a request, or return an awaitable that does. What has to happen in the order of arrival (items) happens
+    in this call. Both raise LoopaidError."""
     match request:
         case m.PutTask():
             return catalog.put_task(daemon, call, request)

@@ -112,14 +112,14 @@ async def _leased(daemon: Daemon, batch: Batch) -> None:
         )
 
 
-async def list_batches(daemon: Daemon, call: Call, request: m.ListBatches) -> m.BatchList:
+def list_batches(daemon: Daemon, call: Call, request: m.ListBatches) -> m.BatchList:
     found = daemon.batches.all(call.peer.scope)
     if request.state is not None:
         found = [batch for batch in found if batch.state is request.state]
     return m.BatchList(batches=[batch.summary() for batch in found[: max(0, request.limit)]])
 
 
-async def show_batch(daemon: Daemon, call: Call, request: m.ShowBatch) -> BatchSummary:
+def show_batch(daemon: Daemon, call: Call, request: m.ShowBatch) -> BatchSummary:
     return daemon.batches.find(call.peer.scope, request.batch_id).summary()
 
 

@@ -25,11 +25,11 @@ async def put_task(daemon: Daemon, call: Call, request: m.PutTask) -> m.TaskInfo
     return _task_info(daemon, task)
 
 
-async def list_tasks(daemon: Daemon, call: Call) -> m.TaskList:
+def list_tasks(daemon: Daemon, call: Call) -> m.TaskList:
     return m.TaskList(tasks=[_task_info(daemon, task) for task in daemon.catalog.tasks(call.peer.scope)])
 
 
-async def show_task(daemon: Daemon, call: Call, request: m.ShowTask) -> m.TaskInfo:
+def show_task(daemon: Daemon, call: Call, request: m.ShowTask) -> m.TaskInfo:
     return _task_info(daemon, daemon.catalog.task(*owner_of(call, request.name)))
 
 
@@ -51,12 +51,12 @@ async def push_artifact(daemon: Daemon, call: Call, request: m.PushArtifact) -> 
     return _artifact_info(daemon, artifact, created=created)
 
 
-async def list_artifacts(daemon: Daemon, call: Call, request: m.ListArtifacts) -> m.ArtifactList:
+def list_artifacts(daemon: Daemon, call: Call, request: m.ListArtifacts) -> m.ArtifactList:
     versions = daemon.catalog.versions(*owner_of(call, request.task))
     return m.ArtifactList(artifacts=[_artifact_info(daemon, artifact) for artifact in versions])
 
 
-async def show_artifact(daemon: Daemon, call: Call, request: m.ShowArtifact) -> m.ArtifactInfo:
+def show_artifact(daemon: Daemon, call: Call, request: m.ShowArtifact) -> m.ArtifactInfo:
     artifact = daemon.catalog.artifact(*owner_of(call, request.task), request.version)
     return _artifact_info(daemon, artifact, with_source=True)
 

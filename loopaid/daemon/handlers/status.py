@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loopaid.daemon.server import Listener
 
 
-async def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
+def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
     provider, recorder = daemon.provider, daemon.recorder
     problems = list(provider.notes)
     problems += [problem for language in daemon.pools.languages if (problem := provider.problem(language)) is not None]
@@ -38,7 +38,7 @@ async def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
     )
 
 
-async def get_log_info(daemon: Daemon) -> m.LogInfo:
+def get_log_info(daemon: Daemon) -> m.LogInfo:
     return _log_info(daemon)
 
 
