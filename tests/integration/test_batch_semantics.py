@@ -1,0 +1,189 @@
+"""What a batch is, in eight sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+
+from loopaid.client import Client, Result
+from loopaid.model import BatchState, Item
+
+Run = Callable[..., Awaitable[Any]]
+Push = Callable[..., Awaitable[str]]
+
+DOUBLE = "def main(input_data):\n    return input_data['value'] * 2\n"
+SLEEP = (
+    "import time\n\ndef main(ms):\n    time.sleep(abs(ms) / 1000)\n    assert ms >= 0, 'asked to fail'\n    return ms\n"
+)
+
+
+def begun(result: Result) -> float:
+    return result.executed_at
+
+
+def ended(result: Result) -> float:
+    return result.executed_at + result.latency_ms / 1000
+
+
+def most_at_once(results: list[Result]) -> int:
+    """How many items ran at the same time at most, by start and duration in their records."""
+    edges = sorted([(begun(each), 1) for each in results] + [(ended(each), -1) for each in results])
+    running = most = 0
+    for _, change in edges:
+        running += change
+        most = max(most, running)
+    return most
+
+
+async def test_python_code_executes(run: Run) -> None:
+    items = [Item(id=f"item-{value}", input={"value": value}) for value in (10, 20, 30)]
+    ran = await run(DOUBLE, items, max_concurrency=3)
+    assert [(each.id, each.index, each.status, each.success, each.output, each.error) for each in ran.results] == [
+        ("item-10", 0, "ok", True, 20, None),
+        ("item-20", 1, "ok", True, 40, None),
+        ("item-30", 2, "ok", True, 60, None),
+    ]
+    assert [(each.attempt, each.language, each.version, each.sandbox) for each in ran.results] == [
+        (1, "python", 1, "bubblewrap")
+    ] * 3
+    assert (ran.summary.state, ran.summary.total, ran.summary.by_status) == (BatchState.DONE, 3, {"ok": 3})
+    script = await run("result = {'output': input_data['value'] * 2}\n", items)
+    assert script.outputs == [{"output": 20}, {"output": 40}, {"output": 60}]
+
+
+@pytest.mark.settings(pool__python__warm_min=0)
+async def test_session_reuse_reuses_idle_sessions(run: Run, inside: Any) -> None:
+    batches = []
+
+    async def one() -> None:
+        batches.append(await run(SLEEP, [20] * 8, max_concurrency=1))
+
+    for _ in range(4):
+        async with trio.open_nursery() as three_at_once:
+            for _ in range(3):
+                three_at_once.start_soon(one)
+    assert [len(ran.session_ids) for ran in batches] == [ran.summary.sessions_used for ran in batches] == [1] * 12
+    seen = set.union(*(ran.session_ids for ran in batches))
+    assert (len(seen), inside.pool.created, inside.pool.reused, inside.pool.destroyed) == (3, 3, 9, {})
+    for session_id in seen:
+        numbers = [each.execution_number for ran in batches for each in ran.results if each.session_id == session_id]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+    ending = "import os\n\ndef main(n):\n    os._exit(n)\n"
+    killed = await run(ending, [1, 1, 1], max_concurrency=1)
+    assert len(killed.session_ids - seen) == 3
+    assert inside.pool.created == len(seen | killed.session_ids) == 6
+    assert inside.pool.destroyed == {"the program ended its process with exit code 1": 3}
+
+
+async def test_concurrency_limit_is_respected(run: Run) -> None:
+    ran = await run(SLEEP, [50] * 15, max_concurrency=3)
+    assert ran.summary.by_status == {"ok": 15}
+    assert min(each.latency_ms for each in ran.results) >= 50
+    assert most_at_once(ran.results) == 3
+    assert len(ran.session_ids) == 3
+    alone = await run(SLEEP, [50] * 4, max_concurrency=1)
+    assert most_at_once(alone.results) == 1
+
+
+@pytest.mark.settings(pool__python__warm_min=0)
+async def test_stop_on_first_error_stops_after_first_failure(run: Run) -> None:
+    ran = await run(SLEEP, [1, -1, 1, 1], max_concurrency=1, stop_on_first_error=True)
+    assert ran.statuses == ["ok", "program_error", "skipped", "skipped"]
+    assert (ran.summary.state, ran.summary.total) == (BatchState.DONE, 4)
+    assert ran.summary.by_status == {"ok": 1, "program_error": 1, "skipped": 2}
+
+    warm = await run(SLEEP, [50] * 24, max_concurrency=4)
+    assert len(warm.session_ids) == 4
+    ran = await run(SLEEP, [-50, 200, 200, 200, 1, 1, 1, 1], max_concurrency=4, stop_on_first_error=True)
+    assert ran.statuses == ["program_error", "ok", "ok", "ok", "skipped", "skipped", "skipped", "skipped"]
+    failure = ran.results[0]
+    assert all(begun(each) < ended(failure) for each in ran.results[1:4])
+
+
+async def test_error_in_code_returns_failure_result(run: Run) -> None:
+    source = "def main(n):\n    if n % 2:\n        raise ValueError(f'{n} is odd')\n    return n\n"
+    ran = await run(source, range(4))
+    assert ran.statuses == ["ok", "program_error", "ok", "program_error"]
+    assert ran.outputs == [0, None, 2, None]
+    assert ran.errors == [None, ("ValueError", "1 is odd"), None, ("ValueError", "3 is odd")]
+    assert ran.results[3].error.traceback == (
+        "Traceback (most recent call last):\n"
+        '  File "program.py", line 3, in main\n'
+        "    raise ValueError(f'{n} is odd')\n"
+        "ValueError: 3 is odd\n"
+    )
+    assert (ran.summary.success_count, ran.summary.failure_count) == (2, 2)
+
+
+async def test_sampling_marks_sampled_items(run: Run, push: Push, client: Client) -> None:
+    async def sampled(rate: float, items: list[object], key: str | None = None) -> tuple[str, set[str]]:
+        ran = await run("def main(n):\n    return n\n", items, sampling_rate=rate, idempotency_key=key)
+        marked = {each.id for each in ran.results if each.sampled_for_validation}
+        assert ran.summary.sampled_count == len(marked)
+        return ran.summary.batch_id, marked
+
+    assert (await sampled(0.0, list(range(100))))[1] == set()
+    assert (await sampled(1.0, list(range(100))))[1] == {str(index) for index in range(100)}
+
+    batch_id, marked = await sampled(0.1, list(range(10_000)), key="again")
+    assert 900 <= len(marked) <= 1100
+    assert await sampled(0.1, list(range(10_000)), key="again") == (batch_id, marked)
+    async with client.results(batch_id, order="completed") as results:
+        assert {each.id async for each in results if each.sampled_for_validation} == marked
+
+    forced: list[object] = [Item(input=n, id=f"id-{n}", force_validation=n in (3, 7)) for n in range(10)]
+    assert (await sampled(0.0, forced))[1] == {"id-3", "id-7"}
+    assert (await sampled(1.0, forced))[1] == {f"id-{n}" for n in range(10)}
+    await push("def main(n):\n    return n\n", "of-the-task", sampling_rate=1.0)
+    assert (await client.exec("of-the-task", 1)).sampled_for_validation
+    assert not (await client.exec("t", 1)).sampled_for_validation
+    assert (await client.exec("t", 1, force_validation=True)).sampled_for_validation
+
+
+@pytest.mark.settings(pool__python__warm_min=0, pool__python__size_max=5)
+async def test_session_pool_statistics_are_accurate(client: Client, push: Push, inside: Any) -> None:
+    def sessions() -> tuple[int, ...]:
+        pool = inside.pool
+        assert pool.starting + pool.spares + pool.idle + pool.active + pool.stopping == pool.total
+        return pool.total, pool.active, pool.idle, pool.available_slots
+
+    assert sessions() == (0, 0, 0, 5)
+    await push(SLEEP)
+    async with client.run_batch("t", [100] * 12, max_concurrency=3) as batch:
+        seen: set[str] = set()
+        async for result in batch:
+            seen.add(result.session_id)
+            if len(seen) == 3:
+                break
+        assert sessions() == (3, 3, 0, 2)
+        assert batch.batch.pool is not None
+        rest = [result async for result in batch]
+    assert sessions() == (3, 0, 3, 2)
+    assert batch.summary.sessions_used == len(seen | {each.session_id for each in rest}) == 3
+    pool = inside.pool
+    assert (pool.created, pool.reused, pool.destroyed) == (3, 0, {})
+    assert pool.average_execution_count == 4.0
+    assert batch.summary.pool is not None
+    assert (await client.status()).pools[0].total == 3
+
+
+@pytest.mark.settings(pool__sessions_max=2)
+async def test_more_concurrency_than_sessions_never_hangs(run: Run, push: Push, client: Client, inside: Any) -> None:
+    done: dict[str, list[str]] = {}
+
+    async def work(name: str, source: str, concurrency: int) -> None:
+        done[name] = (await run(source, range(50), name, max_concurrency=concurrency)).statuses
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            for number, concurrency in enumerate((1, 2, 3, 10, 100)):
+                nursery.start_soon(work, f"same-{number}", "def main(n):\n    return n\n", concurrency)
+            for number, concurrency in enumerate((2, 11, 100)):
+                nursery.start_soon(work, f"own-{number}", f"def main(n):\n    return n + {number}\n", concurrency)
+    assert done == dict.fromkeys(done, ["ok"] * 50)
+    assert len(done) == 8
+    assert inside.pool.total <= 2
