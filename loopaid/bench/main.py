@@ -1,0 +1,57 @@
+"""The scenarios of `loopai bench`, and how one is run and told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from loopaid.bench.environment import describe, working_directory
+from loopaid.bench.idle import idle
+from loopaid.bench.interactive import interactive
+from loopaid.bench.million import million
+from loopaid.bench.report import Report, Result, as_json, as_table
+from loopaid.bench.setting import Setting
+from loopaid.bench.slow_client import slow_client
+from loopaid.bench.throughput import throughput
+
+Scenario = Callable[[Setting], Awaitable[list[Result]]]
+
+SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
+    "throughput": (throughput, idle),
+    "million": (million,),
+    "interactive": (interactive,),
+    "slow-client": (slow_client,),
+    "all": (throughput, idle, million, interactive, slow_client),
+}
+
+
+def run(scenario: str, *, output: str, repeats: int, state_dir: str | None, items: int) -> int:
+    """Measure, and print the figures on stdout as `table` or `json`; progress goes to stderr. Returns 0.
+
+    What a figure misses does not fail: a busy machine is no error. Raises LoopaidError for a wrong or missing result
+    or a damaged log, ConfigError when there is no disk to measure on, DaemonUnreachable when the daemon does not start.
+    """
+    with working_directory(state_dir) as directory:
+        environment = describe(directory)
+        setting = Setting(items, repeats, directory)
+        setting.note(f"the state is in {directory}: {environment['file_system']}")
+        results: list[Result] = []
+        for measure in SCENARIOS[scenario]:
+            try:
+                results += trio.run(measure, setting)
+            except BaseExceptionGroup as group:
+                raise _first(group) from group
+    report = Report(environment | setting.facts, scenario, repeats, results)
+    print(as_json(report) if output == "json" else as_table(report))
+    sys.stdout.flush()
+    return 0
+
+
+def _first(error: BaseException) -> BaseException:
+    """Of what failed together, the first: the rest are its consequences."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
