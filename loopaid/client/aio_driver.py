@@ -113,7 +113,14 @@ class Driver:
         finally:
             del self._arrived[request_id]
 
-    async def send(self) -> None:
+    async def carry(self, scope: trio.CancelScope) -> None:
+        """Read and write until the scope, which this enters, is cancelled."""
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive)
+                nursery.start_soon(self._send)
+
+    async def _send(self) -> None:
         """The writing task; returns when the stream takes no more, which the reading task will notice too."""
         try:
             while True:
@@ -127,7 +134,7 @@ class Driver:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
 
-    async def receive(self) -> None:
+    async def _receive(self) -> None:
         """The reading task; returns when the connection is lost."""
         while not self.calls.is_lost:
             try:
@@ -150,17 +157,18 @@ class Driver:
 async def open_driver(stream: trio.abc.Stream) -> AsyncIterator[Driver]:
     """Drive calls over `stream`, whose owner is the caller, until the block is left."""
     driver = Driver(stream)
+    # Shielded: when the caller is cancelled, its last words (cancel my batch) still have to be carried.
+    background = trio.CancelScope(shield=True)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(driver.receive)
-            nursery.start_soon(driver.send)
+            nursery.start_soon(driver.carry, background)
             try:
                 yield driver
             finally:
-                nursery.cancel_scope.cancel()
+                background.cancel()
     except BaseExceptionGroup as group:
-        # Our two tasks end only by being cancelled. So this is what the block raised, or a bug of ours beside it;
-        # callers wrote no nursery and should not have to unwrap one.
+        # Our task ends without an error. So this is what the block raised, or a bug of ours beside it; callers
+        # wrote no nursery and should not have to unwrap one.
         raised = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
         if len(raised) != 1:
             raise

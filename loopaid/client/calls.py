@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from loopaid import __version__
-from loopaid.errors import ConnectionLost, DaemonUnreachable, ErrorInfo, LoopaidError, ProtocolViolation
+from loopaid.errors import ConnectionLost, DaemonUnreachable, ErrorCode, ErrorInfo, LoopaidError, ProtocolViolation
 from loopaid.wire.connection import CONNECTION, ClientConnection
 from loopaid.wire.events import (
     Answer,
@@ -110,6 +110,8 @@ class Calls:
         try:
             events = self._connection.receive_data(data)
         except ProtocolViolation as error:
+            if error.code is ErrorCode.UNSUPPORTED_PROTOCOL:
+                self._lost = self._lost or error.info()
             self.give_up(f"the daemon broke the protocol: {error}")
             return []
         for event in events:

@@ -102,7 +102,7 @@ def chunks(items: Iterable[object], input_bytes_max: int) -> Iterator[ItemsChunk
     """Encode items and cut them into chunks; at least one, which is empty if there are no items.
 
     An item is an `Item` or just its input. Inputs are whatever msgspec writes as JSON; `msgspec.Raw` is taken as
-    JSON text as it stands, which must be one line. Raises LoopaidError for the first item that is none.
+    JSON text as it stands, which must be one line. Raises LoopaidError for what cannot be an item.
 
     >>> [chunk.inputs for chunk in chunks([{"n": 1}, Item(input="two", id="b"), msgspec.Raw(b"[3]")], 0)]
     [b'{"n":1}\\n"two"\\n[3]']
@@ -183,12 +183,15 @@ def _encode_run(values: list[object], first: int, input_bytes_max: int) -> list[
 
 
 def _item_id(item_id: object, index: int) -> str:
-    if isinstance(item_id, int) and not isinstance(item_id, bool):
-        item_id = str(item_id)
-    if not isinstance(item_id, str) or not 1 <= len(item_id.encode(errors="replace")) <= ITEM_ID_BYTES_MAX:
+    text = str(item_id) if isinstance(item_id, str | int) and not isinstance(item_id, bool) else ""
+    try:
+        nbytes = len(text.encode())
+    except UnicodeEncodeError:
+        nbytes = 0
+    if not 1 <= nbytes <= ITEM_ID_BYTES_MAX:
         message = f"an id is an integer or a text of 1 to {ITEM_ID_BYTES_MAX} bytes"
         raise LoopaidError(ErrorCode.INVALID_REQUEST, message, path=f"items[{index}].id")
-    return item_id
+    return text
 
 
 def _path_of_non_finite(value: object) -> str | None:

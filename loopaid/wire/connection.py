@@ -25,7 +25,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from loopaid.errors import ErrorCode, ErrorInfo, ProtocolViolation
+from loopaid.errors import ErrorCode, ErrorInfo, LoopaidError, ProtocolViolation
 from loopaid.wire.events import (
     BadRequest,
     CancelReceived,
@@ -230,9 +230,13 @@ class ClientConnection(_Connection):
     def request(self, request: Request) -> tuple[int, bytes]:
         """Number and encode a request. One with items needs `upload_credit` above 0.
 
-        Raises LoopaidError(FRAME_TOO_LARGE) for what fits no frame; nothing has happened then.
+        Raises LoopaidError(FRAME_TOO_LARGE) for what fits no frame, LoopaidError(INVALID_REQUEST) for text that is
+        not Unicode and numbers beyond 64 bits; nothing has happened then.
         """
-        body = encode(request)
+        try:
+            body = encode(request)
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise LoopaidError(ErrorCode.INVALID_REQUEST, f"the request cannot be sent: {error}") from None
         bulk = isinstance(request, _BULK_REQUESTS)
         request_id = self._last_request_id % REQUEST_ID_MAX + 1
         while request_id in self._in_flight:

@@ -365,6 +365,16 @@ def test_a_request_that_fits_no_frame_leaves_no_trace() -> None:
     assert client.request(ListTasks())[0] == 1
 
 
+@pytest.mark.parametrize(
+    "unsendable", [ShowTask(name="caf\udce9"), Results(batch_id="b", cursor=1 << 64)], ids=["surrogate", "too large"]
+)
+def test_a_request_that_msgpack_has_no_words_for_leaves_no_trace(unsendable: ShowTask | Results) -> None:
+    client, _ = greeted()
+    with pytest.raises(LoopaidError, match="INVALID_REQUEST: the request cannot be sent"):
+        client.request(unsendable)
+    assert client.requests_in_flight == 0
+
+
 def test_an_answer_that_fits_no_frame_can_be_replaced_by_an_error() -> None:
     client, server = greeted()
     server.receive_data(client.request(ListTasks())[1])

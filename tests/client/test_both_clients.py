@@ -1,0 +1,304 @@
+"""What holds for the trio client and for the blocking one alike."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from loopaid.client import BlockingClient, Client, open_client
+from loopaid.errors import DaemonUnreachable, ErrorCode, ErrorInfo, LoopaidError
+from loopaid.model import BatchState, BatchSummary, Language, RequestedOptions, Shape
+from loopaid.wire.frames import FrameKind, encode_frame
+from loopaid.wire.messages import (
+    ActivateArtifact,
+    ArtifactInfo,
+    ArtifactList,
+    BatchAccepted,
+    BatchList,
+    CancelBatch,
+    CancelRequested,
+    EncodedExecResult,
+    Exec,
+    GetLogInfo,
+    Hello,
+    ItemsChunk,
+    ListArtifacts,
+    ListBatches,
+    ListTasks,
+    LogInfo,
+    PushArtifact,
+    PutTask,
+    ShowArtifact,
+    ShowBatch,
+    ShowTask,
+    SubmitBatch,
+    TaskInfo,
+    TaskList,
+    WaitBatch,
+    encode,
+)
+
+Ask = Callable[..., Awaitable[Any]]
+
+TASK = TaskInfo(name="t", uid=1, sampling_rate=0.5, created_at=1.0)
+ARTIFACT = ArtifactInfo(
+    task="t",
+    uid=1,
+    version=2,
+    language=Language.PYTHON,
+    shape=Shape.FUNCTION,
+    digest="d",
+    created_at=1.0,
+    active=True,
+)
+ACCEPTED = BatchAccepted(batch_id="b1", total=2, state=BatchState.QUEUED, durability="durable")
+CANCELLED = CancelRequested(batch_id="b1", state=BatchState.CANCELLED)
+LOG = LogInfo(
+    directory="/x",
+    durability="durable",
+    segments=1,
+    bytes=2,
+    frames=3,
+    commits=4,
+    commit_seconds=5.0,
+    records=6,
+    batches=7,
+    torn_tails=0,
+    free_bytes=8,
+    health="healthy",
+)
+
+
+async def ask_with_trio(path: Path | None, verb: str, *args: Any, **kwargs: Any) -> Any:
+    async with open_client(path) as client:
+        return await getattr(client, verb)(*args, **kwargs)
+
+
+async def ask_blocking(path: Path | None, verb: str, *args: Any, **kwargs: Any) -> Any:
+    def ask() -> Any:
+        with BlockingClient(path) as client:
+            return getattr(client, verb)(*args, **kwargs)
+
+    return await trio.to_thread.run_sync(ask)
+
+
+@pytest.fixture(params=[ask_with_trio, ask_blocking], ids=["trio", "blocking"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    """Connect, call one verb, disconnect."""
+    chosen: Ask = request.param
+    return chosen
+
+
+VERBS = [
+    ("put_task", ["t"], {"sampling_rate": 0.5}, PutTask(name="t", sampling_rate=0.5), TASK, TASK),
+    ("create_task", ["t"], {}, PutTask(name="t", create_only=True), TASK, TASK),
+    ("list_tasks", [], {}, ListTasks(), TaskList(tasks=[TASK]), [TASK]),
+    ("show_task", ["t"], {}, ShowTask(name="t"), TASK, TASK),
+    (
+        "push_artifact",
+        ["t", "result = 1"],
+        {"shape": "script", "activate": False, "if_changed": True},
+        PushArtifact(task="t", source="result = 1", shape=Shape.SCRIPT, activate=False, if_changed=True),
+        ARTIFACT,
+        ARTIFACT,
+    ),
+    ("list_artifacts", ["t"], {}, ListArtifacts(task="t"), ArtifactList(artifacts=[ARTIFACT]), [ARTIFACT]),
+    ("show_artifact", ["t"], {}, ShowArtifact(task="t"), ARTIFACT, ARTIFACT),
+    ("show_artifact", ["t", 2], {}, ShowArtifact(task="t", version=2), ARTIFACT, ARTIFACT),
+    ("activate_artifact", ["t", 2], {}, ActivateArtifact(task="t", version=2), ARTIFACT, ARTIFACT),
+    (
+        "submit_batch",
+        ["t", "ab"],
+        {"version": 2, "idempotency_key": "k", "sampling_rate": 1.0, "timeout_ms": 5},
+        SubmitBatch(
+            task="t",
+            items=ItemsChunk(first=0, count=2, inputs=b'"a"\n"b"'),
+            version=2,
+            idempotency_key="k",
+            sampling_rate=1.0,
+            options=RequestedOptions(timeout_ms=5),
+        ),
+        ACCEPTED,
+        ACCEPTED,
+    ),
+    ("list_batches", [], {}, ListBatches(), BatchList(batches=[]), []),
+    (
+        "list_batches",
+        [5, "running"],
+        {},
+        ListBatches(limit=5, state=BatchState.RUNNING),
+        BatchList(batches=[]),
+        [],
+    ),
+    ("cancel_batch", ["b1", "enough"], {}, CancelBatch(batch_id="b1", reason="enough"), CANCELLED, CANCELLED),
+    ("log_info", [], {}, GetLogInfo(), LOG, LOG),
+]
+
+
+@pytest.mark.parametrize(
+    ("verb", "args", "kwargs", "request_sent", "reply", "returned"), VERBS, ids=[verb[0] for verb in VERBS]
+)
+async def test_a_verb_is_one_request_and_its_reply(
+    serve: Any, ask: Ask, verb: str, args: Any, kwargs: Any, request_sent: Any, reply: Any, returned: Any
+) -> None:
+    async def script(daemon: Any) -> None:
+        request_id, request = await daemon.request()
+        assert request == request_sent
+        await daemon.send(daemon.connection.reply(request_id, reply))
+
+    assert await ask(serve(script), verb, *args, **kwargs) == returned
+
+
+@pytest.mark.parametrize(("verb", "request_type"), [("show_batch", ShowBatch), ("wait_batch", WaitBatch)])
+async def test_a_batch_is_shown_as_a_summary(
+    serve: Any, ask: Ask, batch: BatchSummary, verb: str, request_type: Any
+) -> None:
+    async def script(daemon: Any) -> None:
+        request_id, request = await daemon.request()
+        assert request == request_type(batch_id="last")
+        await daemon.send(daemon.connection.reply(request_id, batch))
+
+    assert await ask(serve(script), verb, "last") == batch
+
+
+async def test_exec_answers_the_one_result(serve: Any, ask: Ask, blocks: Any) -> None:
+    async def script(daemon: Any) -> None:
+        request_id, request = await daemon.request()
+        options = RequestedOptions(priority=9)
+        assert request == Exec(task="t", input=b"[21]", item_id="x", options=options, force_validation=True)
+        message = blocks.message(blocks.rows(0, b"42"), ids=["x"], forced=[0])
+        await daemon.send(
+            daemon.connection.reply(request_id, EncodedExecResult(batch=blocks.batch, block=message, durable=True))
+        )
+
+    result = await ask(serve(script), "exec", "t", [21], item_id="x", force_validation=True, priority=9)
+    assert (result.output, result.id, result.sampled_for_validation) == (42, "x", True)
+
+
+async def test_a_refusal_is_raised_as_it_was_told(serve: Any, ask: Ask) -> None:
+    async def script(daemon: Any) -> None:
+        request_id, _ = await daemon.request()
+        refusal = ErrorInfo(code=ErrorCode.QUEUE_FULL, message="1000 wait", path="task", retry_after_ms=250)
+        await daemon.send(daemon.connection.error(request_id, refusal))
+
+    with pytest.raises(LoopaidError) as caught:
+        await ask(serve(script), "submit_batch", "t", [1])
+    error = caught.value
+    assert (error.code, error.message, error.path, error.retry_after_ms) == ("QUEUE_FULL", "1000 wait", "task", 250)
+
+
+@pytest.mark.parametrize(
+    ("verb", "args", "kwargs", "code", "path"),
+    [
+        ("push_artifact", ["t", ""], {"language": "cobol"}, "UNSUPPORTED_LANGUAGE", "language"),
+        ("push_artifact", ["t", ""], {"shape": "round"}, "INVALID_REQUEST", "shape"),
+        ("list_batches", [], {"state": "lost"}, "INVALID_REQUEST", "state"),
+        ("submit_batch", ["t", [1]], {"max_concurrency": 0}, "INVALID_CONCURRENCY", "options.max_concurrency"),
+        ("exec", ["t", float("nan")], {}, "INVALID_REQUEST", "input"),
+        ("exec", ["t", "x" * 100], {}, "LIMIT_EXCEEDED", "input"),
+        ("show_task", ["\udce9"], {}, "INVALID_REQUEST", None),
+        ("push_artifact", ["t", "#" * (17 << 20)], {}, "FRAME_TOO_LARGE", None),
+    ],
+)
+async def test_what_cannot_be_asked_is_refused_without_asking(
+    serve: Any, ask: Ask, verb: str, args: Any, kwargs: Any, code: str, path: str | None
+) -> None:
+    async def script(daemon: Any) -> None:
+        await daemon.next_event()
+        assert await daemon.next_event() is None
+
+    with pytest.raises(LoopaidError) as caught:
+        await ask(serve(script, Hello(upload_credit=1 << 20, input_bytes_max=50)), verb, *args, **kwargs)
+    assert (caught.value.code, caught.value.path) == (code, path)
+
+
+# --- finding the daemon
+
+
+async def test_the_error_lists_every_path_that_was_tried(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = tmp_path / "loopaid" / "loopaid.sock"
+    stale.parent.mkdir()
+    stale.touch()
+    monkeypatch.delenv("LOOPAID_SOCKET", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("loopaid.config.SYSTEM_SOCKET", tmp_path / "system.sock")
+    with pytest.raises(DaemonUnreachable) as caught:
+        await ask(None, "status")
+    assert str(caught.value) == (
+        f"no daemon answers; tried {stale} (Connection refused), {tmp_path}/system.sock (No such file or directory)"
+    )
+
+
+async def test_a_path_that_is_too_long_is_a_path_that_was_tried(ask: Ask, tmp_path: Path) -> None:
+    with pytest.raises(DaemonUnreachable, match="path too long"):
+        await ask(tmp_path / ("x" * 200), "status")
+
+
+async def test_a_daemon_that_hangs_up_at_once_is_unreachable(ask: Ask, serve: Any) -> None:
+    path = serve(None)
+    with pytest.raises(DaemonUnreachable, match=r"/s \(the daemon closed the connection\)"):
+        await ask(path, "status")
+
+
+async def test_something_else_that_listens_there_is_no_daemon(ask: Ask, serve: Any) -> None:
+    path = serve(None, greeting=b"220 mail.example.org ESMTP\r\n")
+    with pytest.raises(DaemonUnreachable, match="the daemon broke the protocol: a frame of unknown kind"):
+        await ask(path, "status")
+
+
+async def test_a_daemon_of_another_generation_says_so(ask: Ask, serve: Any) -> None:
+    later = encode_frame(FrameKind.HELLO, 0, encode(Hello(protocol_min=7, protocol_max=9, software="loopaid 9")))
+    with pytest.raises(LoopaidError, match=r"no common protocol generation: .* loopaid 9 speaks 7 to 9") as caught:
+        await ask(serve(None, greeting=later), "status")
+    assert caught.value.code == ErrorCode.UNSUPPORTED_PROTOCOL
+
+
+async def test_a_refusal_before_the_greeting_is_raised_as_it_was_told(ask: Ask, serve: Any) -> None:
+    info = ErrorInfo(code=ErrorCode.LIMIT_EXCEEDED, message="1024 clients are connected")
+    with pytest.raises(LoopaidError, match="LIMIT_EXCEEDED: 1024 clients are connected"):
+        await ask(serve(None, greeting=encode_frame(FrameKind.ERROR, 0, encode(info))), "status")
+
+
+# --- the two are alike
+
+
+def public(kind: type) -> dict[str, Any]:
+    return {name: member for name, member in inspect.getmembers(kind) if not name.startswith("_")}
+
+
+def test_both_clients_have_the_same_verbs_with_the_same_parameters() -> None:
+    trio_verbs, blocking_verbs = public(Client), public(BlockingClient)
+    assert set(trio_verbs) == set(blocking_verbs)
+    for name, verb in trio_verbs.items():
+        if callable(verb):
+            assert inspect.signature(verb).parameters == inspect.signature(blocking_verbs[name]).parameters, name
+
+
+def test_the_blocking_client_is_there_without_trio() -> None:
+    code = (
+        "import sys, loopaid.client; from loopaid.client import BlockingClient; "
+        "print(sorted({'trio', 'asyncio', 'rich', 'click'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_package_has_what_it_says_and_nothing_else() -> None:
+    import loopaid.client as package
+
+    assert {name: getattr(package, name).__name__ for name in package.__all__} == {
+        "BlockingClient": "BlockingClient",
+        "Client": "Client",
+        "Result": "Result",
+        "open_client": "open_client",
+    }
+    with pytest.raises(AttributeError, match="has no attribute 'AsyncClient'"):
+        _ = package.AsyncClient
