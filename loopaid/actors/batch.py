@@ -139,8 +139,10 @@ class Batch:
         self._around.recorder.append(records.BATCH_ENDED, records.encode(ended), partial(self._on_end_durable, ended))
 
     def replay_end(self, ended: records.BatchEnded) -> None:
-        """Take over the end as it stands in the log."""
+        """Take over the end as it stands in the log, which is all that is kept of how it came about."""
         self.ended = ended
+        self.progress = None
+        self.sessions_used = set()
         self.state = ended.state
         self.started_at = ended.started_at
         self.reason = ended.reason

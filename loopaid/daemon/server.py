@@ -108,17 +108,18 @@ def bind(path: Path, config: Config) -> socket.socket:
         raise ConfigError(f"{path}: a socket's path has at most 107 bytes; set [socket] path or --socket")
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    before = os.umask(0o177)  # nobody may connect before the mode is what it should be
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        sock.bind(os.fspath(path))
+        before = os.umask(0o177)  # nobody may connect before the mode is what it should be
+        try:
+            sock.bind(os.fspath(path))
+        finally:
+            os.umask(before)
         os.chmod(path, int(config.socket.mode, 8))
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise ConfigError(f"cannot listen on {path}: {error.strerror}; set [socket] path or --socket") from None
-    finally:
-        os.umask(before)
     return sock
 
 

@@ -1,0 +1,48 @@
+"""Script or function: told from the source alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from loopaid.actors.catalog import detect_shape
+from loopaid.errors import LoopaidError
+from loopaid.model import Shape
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "result = input_data\n",
+        "result: int = 1\n",
+        "if input_data:\n    result = 1\nelse:\n    result = 2\n",
+        "for result in [1, 2]:\n    pass\n",
+        "with open('x') as result:\n    pass\n",
+        "a, result = 1, 2\n",
+        "(result := 3)\n",
+        "def main(input_data):\n    return 1\nresult = main(input_data)\n",
+        "import json\nresult = \n",
+    ],
+)
+def test_a_program_that_assigns_result_at_top_level_is_a_script(source: str) -> None:
+    assert detect_shape(source) is Shape.SCRIPT
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def main(input_data):\n    result = 1\n    return result\n",
+        "async def main(input_data):\n    return 1\n",
+        "main = lambda input_data: 1\n",
+        "class A:\n    result = 1\ndef main(x): pass\n",
+        "def main(input_data:\n    return 1\n",
+        "def main(input_data):\n    return 1\n" + "# long\n" * 20_000,
+    ],
+)
+def test_a_program_that_defines_main_is_a_function(source: str) -> None:
+    assert detect_shape(source) is Shape.FUNCTION
+
+
+@pytest.mark.parametrize("source", ["", "x = 1\n", "print('result = 1')\n", "def f():\n    result = 1\n", "((((\n"])
+def test_a_program_that_does_neither_is_refused_with_what_to_do(source: str) -> None:
+    with pytest.raises(LoopaidError, match="assigns `result` at top level or defines `main"):
+        detect_shape(source)
