@@ -39,7 +39,8 @@ class Receiving:
     def __init__(self) -> None:
         self.ids: ItemIds | None = None
         self.sampled_count = 0
-        self.closing = False
+        self.checking: trio.Event | None = None
+        """While its ids are checked: set when they are."""
         self.last_heard = trio.current_time()
 
     def add(self, batch: Batch, chunk: ItemsChunk) -> None:
@@ -142,7 +143,7 @@ class Intake:
         await self._around.recorder.committed()
 
     async def _check_ids(self, batch: Batch, receiving: Receiving, ids: ItemIds) -> None:
-        receiving.closing = True
+        receiving.checking = trio.Event()
         try:
             await self._around.recorder.committed()
             await ids.check(batch.log)
@@ -150,7 +151,13 @@ class Intake:
             self.drop(batch, error.message)
             raise
         finally:
-            receiving.closing = False
+            receiving.checking.set()
+            receiving.checking = None
+
+    async def wait_checked(self, batch: Batch) -> None:
+        """Wait while another request is closing the batch: that of a client who lost its connection and asks again."""
+        while (receiving := self._receiving.get(batch.id)) is not None and receiving.checking is not None:
+            await receiving.checking.wait()
 
     def accept_at_once(self, batch: Batch, chunk: ItemsChunk) -> None:
         """For an attached batch of one: nothing is acknowledged before its result, so acceptance and result become
@@ -193,7 +200,7 @@ class Intake:
         """Drop a submission that nobody goes on with."""
         while (receiving := self._receiving.get(batch.id)) is not None:
             due = receiving.last_heard + RECEIVING_TIMEOUT_S
-            if trio.current_time() >= due and not receiving.closing:
+            if trio.current_time() >= due and receiving.checking is None:
                 log.warning("batch %s dropped: no items for %.0f s before it was closed", batch.id, RECEIVING_TIMEOUT_S)
                 self.drop(batch, f"no items came for {RECEIVING_TIMEOUT_S:.0f} s")
                 return
@@ -243,7 +250,7 @@ class Intake:
 
     def _receiving_of(self, batch: Batch) -> Receiving:
         receiving = self._receiving.get(batch.id)
-        if receiving is None or receiving.closing:
+        if receiving is None or receiving.checking is not None:
             raise LoopaidError(ErrorCode.BATCH_NOT_OPEN, f"batch {batch.id} is {batch.state} and takes no items")
         return receiving
 

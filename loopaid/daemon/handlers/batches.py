@@ -36,16 +36,18 @@ async def _durable(daemon: Daemon, received: int) -> m.ItemsDurable:
 
 async def close_batch(daemon: Daemon, call: Call, request: m.CloseBatch) -> m.BatchAccepted:
     batch = daemon.batches.find(call.peer.scope, request.batch_id)
+    await daemon.intake.wait_checked(batch)
     if batch.state is BatchState.RECEIVING:
         await daemon.intake.close(batch, request.total)
     elif request.total != batch.total:  # closed before, and the answer was lost
         raise LoopaidError(ErrorCode.BATCH_NOT_OPEN, f"batch {batch.id} was closed with {batch.total} items")
-    return _accepted(batch)
+    return await _accepted(daemon, batch)
 
 
 async def submit_batch(daemon: Daemon, call: Call, request: m.SubmitBatch) -> m.BatchAccepted:
     batch, is_new = daemon.intake.open(call.peer.uid, request)
     _attach(daemon, call, batch)
+    await daemon.intake.wait_checked(batch)
     if is_new or (batch.state is BatchState.RECEIVING and batch.log.received == 0):
         try:
             if request.items.count:
@@ -56,7 +58,13 @@ async def submit_batch(daemon: Daemon, call: Call, request: m.SubmitBatch) -> m.
             raise
     elif batch.state is BatchState.RECEIVING:
         await daemon.intake.close(batch, request.items.count)
-    return _accepted(batch)
+    elif request.items.count != batch.total:
+        raise LoopaidError(
+            ErrorCode.IDEMPOTENCY_CONFLICT,
+            f"batch {batch.id} was accepted under this key with {batch.total} items; these are {request.items.count}",
+            path="idempotency_key",
+        )
+    return await _accepted(daemon, batch)
 
 
 def _attach(daemon: Daemon, call: Call, batch: Batch) -> None:
@@ -65,7 +73,8 @@ def _attach(daemon: Daemon, call: Call, batch: Batch) -> None:
         call.keep(daemon.batches.watched(batch))
 
 
-def _accepted(batch: Batch) -> m.BatchAccepted:
+async def _accepted(daemon: Daemon, batch: Batch) -> m.BatchAccepted:
+    await daemon.recorder.committed()  # it may be another request that had it accepted, a moment ago
     return m.BatchAccepted(
         batch_id=batch.id, total=batch.total, state=batch.state, durability=batch.summary().durability
     )
