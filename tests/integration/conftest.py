@@ -157,7 +157,7 @@ class RawClient:
 Push = Callable[..., Awaitable[str]]
 Run = Callable[..., Awaitable[Ran]]
 OpenDaemon = Callable[[], AbstractAsyncContextManager[Daemon]]
-Connect = Callable[[], AbstractAsyncContextManager[RawClient]]
+OpenRaw = Callable[[], AbstractAsyncContextManager[RawClient]]
 
 
 @pytest.fixture
@@ -212,8 +212,8 @@ async def client(daemon: Daemon, socket_path: Path) -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-def connect(daemon: Daemon, socket_path: Path) -> Connect:
-    """Connect without greeting."""
+def open_raw(socket_path: Path) -> OpenRaw:
+    """Connect without greeting, for tests that start their daemon themselves."""
 
     @asynccontextmanager
     async def connected() -> AsyncIterator[RawClient]:
@@ -221,6 +221,12 @@ def connect(daemon: Daemon, socket_path: Path) -> Connect:
             yield RawClient(stream)
 
     return connected
+
+
+@pytest.fixture
+def connect(daemon: Daemon, open_raw: OpenRaw) -> OpenRaw:
+    """Connect to the test's daemon without greeting."""
+    return open_raw
 
 
 @pytest.fixture
