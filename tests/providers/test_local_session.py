@@ -1,0 +1,223 @@
+"""One real session at a time: what its driver makes of what happens inside. Batches and sockets are not involved."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import trio
+
+from loopaid.config import Config, LimitsSection, SandboxSection
+from loopaid.model import STATUSES, ItemStatus, Language, Shape
+from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, Window, WindowEnd
+from loopaid.providers.local.process import LocalSession
+from loopaid.providers.local.provider import LocalProvider, open_local_provider
+from loopaid.wire.rows import Row, decode_extra
+
+pytestmark = pytest.mark.slow  # each starts a sandbox and an interpreter: 30 to 100 ms
+
+DOUBLE = "def main(input_data):\n    return input_data * 2\n"
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[LocalProvider]:
+    config = Config(sandbox=SandboxSection(tmp_bytes=1 << 20), limits=LimitsSection(stdout_bytes_max=100))
+    async with open_local_provider(config) as provider:
+        assert provider.problem(Language.PYTHON) is None
+        yield provider
+
+
+class Driven:
+    """A session with a program, and the rows it delivered."""
+
+    def __init__(self, session: LocalSession) -> None:
+        self.session = session
+        self.rows: list[Row] = []
+        self.blocks: list[int] = []
+
+    def deliver(self, position: int, encoded: bytes, rows: list[Row]) -> None:
+        assert position == len(self.rows)
+        assert len(encoded) == sum(row.size for row in rows)
+        self.rows += rows
+        self.blocks.append(len(rows))
+
+    async def run(self, *inputs: bytes, timeout_ms: int = 5000, stop_on_error: bool = False) -> WindowEnd:
+        self.rows.clear()
+        window = Window("b", 0, len(inputs), 1, b"\n".join(inputs), None, timeout_ms, stop_on_error)
+        return await self.session.run(window, self.deliver)
+
+    @property
+    def statuses(self) -> list[ItemStatus]:
+        return [STATUSES[row.status] for row in self.rows]
+
+    @property
+    def outputs(self) -> list[bytes]:
+        return [row.output for row in self.rows]
+
+
+Start = Callable[..., Awaitable[Driven]]
+
+
+@pytest.fixture
+async def start(provider: LocalProvider) -> AsyncIterator[Start]:
+    sessions: list[LocalSession] = []
+
+    async def start(source: str = DOUBLE, shape: Shape = Shape.FUNCTION) -> Driven:
+        session = await provider.start(Language.PYTHON, f"s{len(sessions)}")
+        sessions.append(session)
+        await session.load(Program(0, "digest", Language.PYTHON, shape, source), timeout_s=10)
+        return Driven(session)
+
+    yield start
+    for session in sessions:
+        await session.aclose()
+
+
+async def test_a_window_comes_back_row_by_row_and_the_next_one_follows(start: Start) -> None:
+    driven = await start()
+    assert (await driven.run(b"1", b"2", b'"a"')).done == 3
+    assert driven.outputs == [b"2", b"4", b'"aa"']
+    assert (await driven.run(b"5")).done == 1
+    assert driven.outputs == [b"10"]
+
+
+async def test_many_rows_are_read_in_blocks(start: Start) -> None:
+    driven = await start()
+    await driven.run(*[b"%d" % n for n in range(1024)])
+    assert driven.outputs == [b"%d" % (2 * n) for n in range(1024)]
+    assert len(driven.blocks) < 200
+
+
+async def test_a_window_stops_behind_its_first_error_when_it_is_told_to(start: Start) -> None:
+    driven = await start("def main(n):\n    return 1 // n\n")
+    end = await driven.run(b"1", b"0", b"1", stop_on_error=True)
+    assert (end.done, driven.statuses) == (2, [ItemStatus.OK, ItemStatus.PROGRAM_ERROR])
+
+
+async def test_a_stop_ends_the_window_behind_the_running_item(start: Start) -> None:
+    driven = await start("import time\ndef main(n):\n    time.sleep(0.02)\n    return n\n")
+    deliver = driven.deliver
+
+    def stop_then_deliver(position: int, encoded: bytes, rows: list[Row]) -> None:
+        driven.session.request_stop()
+        deliver(position, encoded, rows)
+
+    driven.deliver = stop_then_deliver
+    end = await driven.run(*[b"1"] * 50)
+    assert 1 <= end.done < 50 and len(driven.rows) == end.done
+    assert (await driven.run(b"1")).done == 1
+
+
+async def test_a_stop_for_an_idle_session_does_nothing(start: Start) -> None:
+    driven = await start()
+    driven.session.request_stop()
+    assert (await driven.run(b"1", b"2")).done == 2
+
+
+async def test_items_before_an_endless_one_are_kept_and_it_is_killed_with_what_it_printed(start: Start) -> None:
+    driven = await start("def main(n):\n    print('item', n)\n    while n == 100: pass\n    return n\n")
+    with pytest.raises(SessionEnded) as ended:
+        await driven.run(*[b"%d" % n for n in range(256)], timeout_ms=200)
+    assert (ended.value.by, ended.value.status, ended.value.done) == (EndedBy.LIMIT, ItemStatus.TIMEOUT, 100)
+    assert driven.outputs == [b"%d" % n for n in range(100)]
+    assert ended.value.extra.stdout == "item 100\n"
+    assert ended.value.latency_us >= 200_000
+
+
+async def test_an_item_that_ended_a_little_late_is_a_timeout_too_and_its_session_lives(start: Start) -> None:
+    driven = await start("import time\ndef main(n):\n    time.sleep(n)\n    return n\n")
+    await driven.run(b"0", b"0.25", b"0", timeout_ms=200)
+    assert driven.statuses == [ItemStatus.OK, ItemStatus.TIMEOUT, ItemStatus.OK]
+    assert driven.rows[1].output == b""
+
+
+@pytest.mark.parametrize(
+    ("death", "by", "message"),
+    [
+        ("os._exit(3)", EndedBy.PROGRAM, "exit code 3"),
+        ("os.abort()", EndedBy.PROGRAM, "SIGABRT"),
+        ("ctypes.string_at(0)", EndedBy.PROGRAM, "SIGSEGV"),
+        ("os.kill(os.getpid(), 9)", EndedBy.OUTSIDE, "SIGKILL"),
+    ],
+)
+async def test_a_death_is_told_by_who_caused_it(start: Start, death: str, by: EndedBy, message: str) -> None:
+    driven = await start(f"import ctypes, os\ndef main(n):\n    if n:\n        {death}\n    return n\n")
+    with pytest.raises(SessionEnded) as ended:
+        await driven.run(b"0", b"1", b"0")
+    assert (ended.value.by, ended.value.done) == (by, 1)
+    assert ended.value.extra.error is not None and message in ended.value.extra.error.message
+
+
+async def test_a_session_killed_by_us_says_so_and_delivers_what_it_had(start: Start) -> None:
+    driven = await start("def main(n):\n    while n: pass\n    return n\n")
+    deliver = driven.deliver
+
+    def kill_then_deliver(position: int, encoded: bytes, rows: list[Row]) -> None:
+        driven.session.kill()
+        deliver(position, encoded, rows)
+
+    driven.deliver = kill_then_deliver
+    with pytest.raises(SessionEnded) as ended:
+        await driven.run(b"0", b"1")
+    assert (ended.value.by, ended.value.done, driven.outputs) == (EndedBy.US, 1, [b"0"])
+
+
+async def test_what_an_item_prints_is_its_own_and_cut_at_the_limit(start: Start) -> None:
+    driven = await start("import sys\ndef main(n):\n    print('x' * n, end='')\n    print(n, file=sys.stderr)\n")
+    await driven.run(b"3", b"0", b"150")
+    first, second, third = [decode_extra(row.extra) for row in driven.rows]
+    assert (first.stdout, first.stderr) == ("xxx", "3\n")
+    assert (second.stdout, second.stderr) == ("", "0\n")
+    assert (third.stdout, third.stdout_truncated, third.stderr_truncated) == ("x" * 100, True, False)
+
+
+async def test_a_child_left_behind_is_killed_and_taints_the_session(start: Start) -> None:
+    driven = await start(
+        "import os, time\ndef main(n):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(1000)\n    return n\n"
+    )
+    assert (await driven.run(b"1")).tainted
+
+
+async def test_a_source_that_does_not_compile_says_where(provider: LocalProvider) -> None:
+    session = await provider.start(Language.PYTHON, "s")
+    with pytest.raises(LoadFailed) as failed:
+        await session.load(Program(0, "d", Language.PYTHON, Shape.SCRIPT, "result = (\n"), timeout_s=10)
+    assert failed.value.error.type == "SyntaxError"
+    assert 'File "program.py", line 1' in failed.value.error.traceback
+    await session.aclose()
+
+
+async def test_a_program_that_never_finishes_loading_is_ended(provider: LocalProvider) -> None:
+    session = await provider.start(Language.PYTHON, "s")
+    with pytest.raises(SessionEnded) as ended:
+        await session.load(Program(0, "d", Language.PYTHON, Shape.FUNCTION, "while True: pass\n"), timeout_s=0.2)
+    assert ended.value.by is EndedBy.LIMIT
+    await session.aclose()
+
+
+async def test_an_idle_session_that_is_killed_is_noticed(start: Start) -> None:
+    driven = await start()
+    os.kill(driven.session.pid, signal.SIGKILL)
+    with trio.fail_after(10):
+        assert "SIGKILL" in await driven.session.wait_gone()
+
+
+async def test_closing_leaves_no_descriptor_behind(provider: LocalProvider) -> None:
+    session = await provider.start(Language.PYTHON, "warm-up")
+    await session.aclose()
+    before = sorted(os.listdir("/proc/self/fd"))
+    session = await provider.start(Language.PYTHON, "s")
+    await session.aclose()
+    await session.aclose()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+async def test_an_idle_session_outlives_the_thread_that_runs_other_things(start: Start) -> None:
+    """bubblewrap dies with the thread that forked it, and trio ends idle worker threads after ten seconds."""
+    driven = await start()
+    with trio.move_on_after(12) as waiting:
+        await driven.session.wait_gone()
+    assert waiting.cancelled_caught
+    assert (await driven.run(b"21")).done == 1
