@@ -175,7 +175,8 @@ async def test_what_an_item_prints_is_its_own_and_cut_at_the_limit(start: Start)
 
 async def test_a_child_left_behind_is_killed_and_taints_the_session(start: Start) -> None:
     driven = await start(
-        "import os, time\ndef main(n):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(1000)\n    return n\n"
+        "import os, time\n\ndef main(n):\n"
+        "    if os.fork() == 0:\n        os.setsid()\n        time.sleep(1000)\n    return n\n"
     )
     assert (await driven.run(b"1")).tainted
 
