@@ -85,7 +85,7 @@ class Batch:
             submitted_at=opened.opened_at,
             started_at=self.started_at,
             completed_at=finished,
-            total_duration_ms=(finished - self.started_at) * 1000 if finished and self.started_at else None,
+            total_duration_ms=round((finished - self.started_at) * 1000, 3) if finished and self.started_at else None,
             latency_ms=ended.latency if ended is not None else self._latency(),
             sessions_used=ended.sessions_used if ended is not None else len(self.sessions_used),
             reason=self.reason,
