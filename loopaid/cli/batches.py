@@ -23,7 +23,7 @@ from loopaid.model import BatchState
 if TYPE_CHECKING:
     from loopaid.client.blocking import BlockingClient
 
-_COLUMNS = "batch_id task version state total recorded success_count failure_count submitted_at total_duration_ms"
+_COLUMNS = "batch_id task state total failure_count submitted_at"
 _batch_id = click.argument("batch_id", metavar="ID")
 _only = click.option("--only", type=click.Choice(("ok", "failed")), help="Leave out the other results.")
 _cursor = click.option("--from", "cursor", type=click.IntRange(0), default=0, help="Go on behind this cursor.")
@@ -67,10 +67,7 @@ def submit(
     key = {name: given.pop(name) for name in ("sampling_rate", "idempotency_key")}
     options = shared.checked_options(**given)
     name, version = shared.parse_task(task)
-    if wait and follow:
-        raise click.UsageError("--wait prints the summary, --follow the results: choose one")
-    if (out or as_completed) and not follow:
-        raise click.UsageError("--out and --as-completed say where results go: they need --follow")
+    _refuse_contradictions(wait, follow, out is not None or as_completed)
     shared.refuse_overwriting(out, items_path)
     with open_items(items_path, items_format) as items:
         if not items.count and not dry_run:
@@ -78,9 +75,7 @@ def submit(
             return ExitCode.OK
         with settings.client() as client:
             if language or dry_run:
-                artifact = client.show_artifact(name, version)
-                version = artifact.version
-                _check_language(language, artifact.language, f"{name}@{version}")
+                version = _check_artifact(client, name, version, language)
             if dry_run:
                 _print_plan(settings, f"{name}@{version}", items, options)
                 return ExitCode.OK
@@ -194,9 +189,20 @@ def cancel(settings: Settings, /, batch_id: str, reason: str) -> None:
     print_object(settings, {"batch_id": reply.batch_id, "state": reply.state}, reply.batch_id)
 
 
-def _check_language(expected: str | None, language: str, artifact: str) -> None:
-    if expected and expected != language:
-        raise LoopaidError(ErrorCode.INVALID_REQUEST, f"{artifact} is in {language}, not {expected}", path="--language")
+def _refuse_contradictions(wait: bool, follow: bool, results_have_a_place: bool) -> None:
+    if wait and follow:
+        raise click.UsageError("--wait prints the summary, --follow the results: choose one")
+    if results_have_a_place and not follow:
+        raise click.UsageError("--out and --as-completed say where results go: they need --follow")
+
+
+def _check_artifact(client: BlockingClient, name: str, version: int | None, language: str | None) -> int:
+    """The version that would run. Raises LoopaidError if there is none, or none in that language."""
+    artifact = client.show_artifact(name, version)
+    if language and language != artifact.language:
+        message = f"{name}@{artifact.version} is in {artifact.language}, not {language}"
+        raise LoopaidError(ErrorCode.INVALID_REQUEST, message, path="--language")
+    return artifact.version
 
 
 def _print_plan(settings: Settings, artifact: str, items: ItemFile, options: dict[str, Any]) -> None:

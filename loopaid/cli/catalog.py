@@ -11,7 +11,7 @@ from loopaid.cli.settings import Settings, Verbs, pass_settings
 from loopaid.model import Shape
 
 _TASK_COLUMNS = "name active_version versions sampling_rate created_at"
-_ARTIFACT_COLUMNS = "task version active language shape digest created_at"
+_ARTIFACT_COLUMNS = "task version active language shape created_at"
 _task = click.argument("task", metavar="TASK")
 
 

@@ -38,7 +38,7 @@ def status(settings: Settings) -> ExitCode:
 
 def _for_a_person(answer: DaemonStatus) -> JsonObject:
     shown: JsonObject = {
-        "daemon": f"{answer.state}, pid {answer.pid}, loopaid {answer.software}, up {answer.uptime_s:.0f} s",
+        "daemon": f"{answer.state}, pid {answer.pid}, {answer.software}, up {answer.uptime_s:.0f} s",
         "problems": "; ".join(answer.problems) or "none",
         "languages": _pairs(answer.languages),
         "sandbox": answer.sandbox,

@@ -69,10 +69,18 @@ def _print_table(settings: Settings, rows: Sequence[JsonObject], columns: Sequen
         no_color=True if settings.color == "never" else None,
         width=None if sys.stdout.isatty() else _PIPE_WIDTH,
     )
-    table = Table(*columns, box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for column in columns:  # the first one names the row: it is what the next command needs, whole
+        cells = [len(_cell(row[column])) for row in rows] if column == columns[0] else []
+        table.add_column(column.replace("_", " "), min_width=max(cells, default=None))
     for row in rows:
-        table.add_row(*[Text(_cell(row[column]), style=_style(column, row[column])) for column in columns])
+        table.add_row(*[Text(_table_cell(column, row[column]), _style(column, row[column])) for column in columns])
     console.print(table)
+
+
+def _table_cell(column: str, value: Any) -> str:
+    text = _cell(value)
+    return text[: len("2024-01-31T12:00:00")] if column.endswith("_at") else text
 
 
 def _style(column: str, value: object) -> str:
