@@ -41,7 +41,9 @@ async def close_batch(daemon: Daemon, call: Call, request: m.CloseBatch) -> m.Ba
         await daemon.intake.close(batch, request.total)
     elif request.total != batch.total:  # closed before, and the answer was lost
         raise LoopaidError(ErrorCode.BATCH_NOT_OPEN, f"batch {batch.id} was closed with {batch.total} items")
-    return await _accepted(daemon, batch)
+    else:
+        await daemon.recorder.committed()  # a moment ago, perhaps
+    return _accepted(batch)
 
 
 async def submit_batch(daemon: Daemon, call: Call, request: m.SubmitBatch) -> m.BatchAccepted:
@@ -64,7 +66,9 @@ async def submit_batch(daemon: Daemon, call: Call, request: m.SubmitBatch) -> m.
             f"batch {batch.id} was accepted under this key with {batch.total} items; these are {request.items.count}",
             path="idempotency_key",
         )
-    return await _accepted(daemon, batch)
+    else:
+        await daemon.recorder.committed()  # another request had it accepted, a moment ago perhaps
+    return _accepted(batch)
 
 
 def _attach(daemon: Daemon, call: Call, batch: Batch) -> None:
@@ -73,8 +77,7 @@ def _attach(daemon: Daemon, call: Call, batch: Batch) -> None:
         call.keep(daemon.batches.watched(batch))
 
 
-async def _accepted(daemon: Daemon, batch: Batch) -> m.BatchAccepted:
-    await daemon.recorder.committed()  # it may be another request that had it accepted, a moment ago
+def _accepted(batch: Batch) -> m.BatchAccepted:
     return m.BatchAccepted(
         batch_id=batch.id, total=batch.total, state=batch.state, durability=batch.summary().durability
     )
