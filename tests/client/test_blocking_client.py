@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from loopaid.wire.messages import (
     CloseBatch,
     Hello,
     ItemsDurable,
+    ListTasks,
     OpenBatch,
     Results,
     StreamStart,
@@ -206,45 +206,67 @@ def test_an_answer_that_is_late_is_a_timeout_and_the_connection_goes_on(pair: An
     assert driver.run(Verbs(0).list_tasks()) == []
 
 
-def test_a_signal_handler_that_raises_ends_the_wait_and_not_the_connection(pair: Any) -> None:
+class InterruptedWait:
+    """A `select.poll` that is interrupted, once."""
+
+    def __init__(self, driver: BlockingDriver) -> None:
+        self._driver, self._poll = driver, driver._readable
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        self._driver._readable = self._poll
+        raise KeyboardInterrupt
+
+
+class InterruptedSocket:
+    """A socket on which Ctrl-C arrives when half of the bytes are sent, or all of them were read."""
+
+    def __init__(self, driver: BlockingDriver) -> None:
+        self._socket = driver._socket
+
+    def sendall(self, data: bytes) -> None:
+        self._socket.sendall(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    def recv(self, nbytes: int) -> bytes:
+        self._socket.recv(nbytes)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_wait_does_not_cost_the_connection(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     driver, theirs, server = pair
-
-    class Interrupted(Exception):
-        pass
-
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    try:
-        with pytest.raises(Interrupted):
-            driver.run(Verbs(0).wait_batch("b1"))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    server.receive_data(theirs.recv(1 << 16))
+    monkeypatch.setattr(driver, "_readable", InterruptedWait(driver))
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(Verbs(0).wait_batch("b1"))
+    asked, cancelled = server.receive_data(theirs.recv(1 << 16))
+    assert (asked.request_id, cancelled) == (1, CancelReceived(1))
     server._in_flight[2] = 0
     theirs.sendall(server.reply(2, TaskList(tasks=[])))
     assert driver.run(Verbs(0).list_tasks()) == []
 
 
-def test_half_a_frame_that_was_sent_condemns_the_connection(pair: Any) -> None:
-    driver, _, _ = pair
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    try:
+def test_half_a_frame_that_was_sent_condemns_the_connection(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, theirs, server = pair
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(driver, "_socket", InterruptedSocket(driver))
         with pytest.raises(KeyboardInterrupt):
-            driver.run(Verbs(0).push_artifact("t", "#" * (8 << 20)))  # nobody reads the other end
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+            driver.run(Verbs(0).show_task("t"))
     with pytest.raises(ConnectionLost, match="interrupted in the middle of a frame"):
         driver.run(Verbs(0).list_tasks())
+    assert server.receive_data(theirs.recv(1 << 16)) == []  # half a frame, and nothing behind it
+
+
+def test_bytes_that_were_read_and_not_looked_at_condemn_the_connection(
+    pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, theirs, server = pair
+    server._in_flight[1] = 0
+    theirs.sendall(server.reply(1, TaskList(tasks=[])))
+    request_id = driver.start(ListTasks())
+    monkeypatch.setattr(driver, "_socket", InterruptedSocket(driver))
+    with pytest.raises(KeyboardInterrupt):
+        driver.answer(request_id)
+    with pytest.raises(ConnectionLost, match="interrupted in the middle of a frame"):
+        driver.answer(request_id)
 
 
 def test_what_the_daemon_said_before_it_hung_up_is_still_read(pair: Any) -> None:
