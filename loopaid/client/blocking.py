@@ -14,8 +14,9 @@ from typing import Concatenate, Literal, ParamSpec, TypeVar, Unpack
 from loopaid.client.blocking_driver import BlockingDriver
 from loopaid.client.calls import CANCEL_TIMEOUT_S, unreachable
 from loopaid.client.flows import Flow
+from loopaid.client.reader import WINDOW_BYTES, ResultReader
 from loopaid.client.requests import OptionArguments
-from loopaid.client.results import WINDOW_BYTES, Result, ResultReader
+from loopaid.client.results import Result
 from loopaid.client.verbs import Verbs
 from loopaid.config import client_socket_candidates
 from loopaid.errors import ConnectionLost, LoopaidError, ProtocolViolation

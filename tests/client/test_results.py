@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from loopaid.client.results import RESULTS_PER_BLOCK_MAX, WINDOW_BYTES, Result, ResultReader, result_of, results_in
+from loopaid.client.reader import WINDOW_BYTES, ResultReader
+from loopaid.client.results import RESULTS_PER_BLOCK_MAX, Result, result_of, results_in
 from loopaid.core.sampling import is_sampled
 from loopaid.errors import ProtocolViolation
 from loopaid.model import BatchSummary, ItemStatus, ProgramError
