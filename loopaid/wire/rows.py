@@ -17,7 +17,7 @@ them. Both have the same layout.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -29,13 +29,23 @@ ROW_HEAD: Final = struct.Struct(">BBIBIBBIBI")
 _SIZE_AT: Final = struct.Struct(">2xI")
 ROW_BYTES_MIN: Final = ROW_HEAD.size + 1
 SEQ_MODULUS: Final = 1 << 32
+STATUSES_OF_SESSIONS: Final = (
+    ItemStatus.OK,
+    ItemStatus.PROGRAM_ERROR,
+    ItemStatus.MEMORY_LIMIT,
+    ItemStatus.OUTPUT_LIMIT,
+    ItemStatus.INVALID_OUTPUT,
+    ItemStatus.INVALID_INPUT,
+)
+"""The others are ours to give: a program must not pass its failure off as one of the environment."""
+U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 
 
 class Row(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    size: int
-    seq: int
-    status: int
-    latency_us: int
+    size: U32
+    seq: U32
+    status: U32
+    latency_us: U32
     output: bytes
     extra: bytes | None
 
@@ -90,6 +100,7 @@ class Block(msgspec.Struct, array_like=True, frozen=True):
     rows: list[Row]
 
 
+_SESSION_NUMBERS: Final = frozenset(map(STATUSES.index, STATUSES_OF_SESSIONS))
 _EMPTY_ROWS: Final = msgspec.Raw(b"\x90")
 _encode: Final = msgspec.msgpack.Encoder().encode
 _encode_json: Final = msgspec.json.Encoder().encode
@@ -146,7 +157,7 @@ def decode_rows(encoded: bytes, count: int) -> list[Row]:
     """Decode `count` whole rows. Raises ProtocolViolation when they are not what `split_rows` took them for."""
     try:
         rows = _decode_rows(array_of(count, encoded))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ProtocolViolation(f"rows that do not decode: {error}") from None
     if sum([row.size for row in rows]) != len(encoded):
         raise ProtocolViolation("a row whose size is not its length")
@@ -167,7 +178,7 @@ def check_rows(rows: list[Row], first_seq: int) -> bool:
         expected = (expected + 1) % SEQ_MODULUS
         if row.status == ok:
             outputs.append(row.output)
-        elif row.status >= len(STATUSES) or row.output:
+        elif row.status not in _SESSION_NUMBERS or row.output:
             raise ProtocolViolation(f"status {row.status} with {len(row.output)} bytes of output")
         if row.extra is not None:
             decode_extra(row.extra)
@@ -208,7 +219,7 @@ def decode_extra(encoded: bytes) -> Extra:
     """Decode a row's extra. Raises ProtocolViolation: only a hostile harness sends another shape."""
     try:
         return _decode_extra(encoded)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolViolation(f"an extra that does not decode: {error}") from None
 
 

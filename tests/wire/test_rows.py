@@ -10,6 +10,7 @@ from loopaid.model import STATUSES, ItemStatus, ProgramError
 from loopaid.wire.rows import (
     ROW_BYTES_MIN,
     SEQ_MODULUS,
+    STATUSES_OF_SESSIONS,
     Block,
     Extra,
     Row,
@@ -52,7 +53,7 @@ extras = st.none() | st.builds(
 def packed_rows(draw: st.DrawFn, first_seq: int = 0) -> list[bytes]:
     rows = []
     for seq in range(first_seq, first_seq + draw(st.integers(0, 20))):
-        status = draw(st.sampled_from(ItemStatus))
+        status = draw(st.sampled_from(STATUSES_OF_SESSIONS))
         output = msgspec.json.encode(draw(json_values)) if status is ItemStatus.OK else b""
         rows.append(pack_row(seq, status, draw(st.integers(0, 1 << 33)), output, draw(extras)))
     return rows
@@ -130,11 +131,32 @@ def test_rows_that_are_not_where_their_sizes_say_are_a_violation() -> None:
         (Row(0, 3, 1, 1, b"", b"{"), "an extra that does not decode"),
         (Row(0, 3, 1, 1, b"", b'{"stdout":"\xff"}'), "an extra that does not decode"),
         (Row(0, 3, 1, 1, b"", b'{"stdout":1}'), "an extra that does not decode"),
+        (Row(0, 3, 1, 1, b"", b'{"?":' + b"[" * 9999 + b"]" * 9999 + b"}"), "an extra that does not decode"),
     ],
 )
 def test_what_the_harness_never_sends_is_a_violation(row: Row, reason: str) -> None:
     with pytest.raises(ProtocolViolation, match=reason):
         check_rows([row], 3)
+
+
+@pytest.mark.parametrize("status", sorted(set(ItemStatus) - set(STATUSES_OF_SESSIONS)))
+def test_a_status_that_is_ours_to_give_is_a_violation(status: ItemStatus) -> None:
+    (row,) = decode_rows(pack_row(3, status, 1, b""), 1)
+    with pytest.raises(ProtocolViolation, match=f"status {row.status} with"):
+        check_rows([row], 3)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"\x96\xce\0\0\0\x10\xce\0\0\0\3\xff\x01\xc4\0\xc0",  # status -1
+        b"\x96\xce\0\0\0\x10\xce\0\0\0\3\0\xff\xc4\0\xc0",  # latency -1
+        b"\x97\xce\0\0\0\x10\xce\0\0\0\3\0\x01\xc4\0\xc0" + b"\x91" * 9999 + b"\xc0",
+    ],
+)
+def test_numbers_out_of_range_and_endless_nesting_are_violations(encoded: bytes) -> None:
+    with pytest.raises(ProtocolViolation, match="rows that do not decode"):
+        decode_rows(encoded, 1)
 
 
 @pytest.mark.parametrize(
