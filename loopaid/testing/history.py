@@ -51,7 +51,7 @@ class History:
         if received < self.items_durable:
             raise BrokenPromise(f"{self.items_durable} items were durable, now {received} are")
         self.batch_id = batch_id
-        self._tell()
+        self.on_items_durable(received)
 
     def on_items_durable(self, received: int) -> None:
         self.items_durable = max(self.items_durable, received)
