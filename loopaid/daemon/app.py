@@ -34,6 +34,7 @@ from loopaid.core.sessions import PoolLimits, SchedulerLimits
 from loopaid.errors import JournalLocked
 from loopaid.journal.store import Store, open_store
 from loopaid.model import Language
+from loopaid.providers.local.orphans import session_tag
 from loopaid.providers.local.provider import LocalProvider, open_local_provider
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ async def open_daemon(config: Config, state_dir: Path) -> AsyncIterator[Daemon]:
         async with (
             open_recorder(catalog_store, durable=durable) as catalog_recorder,
             open_recorder(store, durable=durable) as recorder,
-            open_local_provider(config) as provider,
+            open_local_provider(config, session_tag(state_dir)) as provider,
             open_pools(_scheduler(config), {Language.PYTHON: provider}) as pools,
         ):
             catalog = Catalog(catalog_recorder, time.time, source_bytes_max=config.limits.source_bytes_max)

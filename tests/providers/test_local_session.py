@@ -24,7 +24,7 @@ DOUBLE = "def main(input_data):\n    return input_data * 2\n"
 @pytest.fixture
 async def provider() -> AsyncIterator[LocalProvider]:
     config = Config(sandbox=SandboxSection(tmp_bytes=1 << 20), limits=LimitsSection(stdout_bytes_max=100))
-    async with open_local_provider(config) as provider:
+    async with open_local_provider(config, "loopaid-test") as provider:
         assert provider.problem(Language.PYTHON) is None
         yield provider
 

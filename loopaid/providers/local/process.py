@@ -14,7 +14,7 @@ import signal
 import struct
 import subprocess
 from collections.abc import Iterator
-from typing import Final
+from typing import Annotated, Final, NoReturn, TypeVar
 
 import msgspec
 import trio
@@ -22,6 +22,7 @@ import trio
 from loopaid.errors import ProtocolViolation
 from loopaid.model import STATUSES, ItemStatus, Language, ProgramError
 from loopaid.providers.base import Deliver, EndedBy, LoadFailed, Program, SessionEnded, Window, WindowEnd
+from loopaid.wire.messages import UNDECODABLE
 from loopaid.wire.rows import (
     SEQ_MODULUS,
     Extra,
@@ -58,7 +59,7 @@ class _End(msgspec.Struct):
     done: int
     tainted: bool
     cpu_s: float
-    rss_bytes: int
+    rss_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
 
 
 class _Failure(msgspec.Struct):
@@ -68,6 +69,9 @@ class _Failure(msgspec.Struct):
     memory: bool = False
     stdout: str = ""
     stderr: str = ""
+
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Pipes(msgspec.Struct, frozen=True):
@@ -157,7 +161,10 @@ class LocalSession:
             return
         if kind != LOAD_FAILED:
             await self._violation(f"frame {kind} where LOADED was due", done=0)
-        failure = msgspec.json.decode(payload, type=_Failure)
+        try:
+            failure = _decode(payload, _Failure)
+        except ProtocolViolation as error:
+            await self._violation(str(error), done=0)
         raise LoadFailed(ProgramError(failure.type, failure.message, failure.traceback))
 
     def request_stop(self) -> None:
@@ -170,7 +177,16 @@ class LocalSession:
 
     def kill(self) -> None:
         self._killed = True
-        self._process.kill()
+        self._kill_group()
+
+    def _kill_group(self) -> None:
+        """Kill bubblewrap and its child, which dies with it only once it has come far enough to ask for that.
+
+        Until it is reaped, a zombie keeps the group's number from being anybody else's.
+        """
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def wait_gone(self) -> str:
         await trio.lowlevel.wait_readable(self._pidfd)
@@ -209,6 +225,7 @@ class LocalSession:
         head = _FRAME.pack(RUN, 4 + len(meta) + len(window.inputs)) + len(meta).to_bytes(4, "big")
         patience = window.timeout_ms / 1000 + KILL_GRACE_S
         with self._in_use():
+            await self._expect_silence()
             await self._write(b"".join((head, meta, window.inputs)), trio.current_time() + patience)
             return await self._collect(window, patience, deliver)
 
@@ -247,6 +264,17 @@ class LocalSession:
                 await self._violation(str(error), done)
             if new:
                 began = clock()
+            elif clock() >= began + patience:  # something always came, but never a row
+                await self._end_by_timeout(window, done, began, deliver)
+
+    async def _expect_silence(self) -> None:
+        """Between two windows nothing is due. Who ended there ended while no item was running."""
+        events = 0 if self._closed else functools.reduce(or_, (event for _, event in self._epoll.poll(0)), 0)
+        if events & select.EPOLLIN:
+            await self._violation("it spoke before it was asked", done=0)
+        if events or self._closed:
+            await self._wait_exit()
+            raise SessionEnded(EndedBy.OUTSIDE, reason=f"it ended while it was idle: {self._describe_exit()[1]}")
 
     async def _expect_exit(self) -> None:
         """A dying process closes its pipes one after the other; one that closes only some of them disturbs."""
@@ -312,18 +340,15 @@ class LocalSession:
         kind, payload = frame
         if kind != END or self._from_up or self._from_rows:
             raise ProtocolViolation(f"frame {kind} where END was due")
-        try:
-            end = msgspec.json.decode(payload, type=_End)
-        except msgspec.DecodeError as error:
-            raise ProtocolViolation(f"END does not decode: {error}") from None
+        end = _decode(payload, _End)
         if end.done != done or done < 1:
             raise ProtocolViolation(f"END of {end.done} items behind {done} rows")
         return WindowEnd(done, end.tainted, end.rss_bytes)
 
     # --- how sessions end
 
-    async def _end_by_timeout(self, window: Window, done: int, began: float, deliver: Deliver) -> None:
-        self._process.kill()
+    async def _end_by_timeout(self, window: Window, done: int, began: float, deliver: Deliver) -> NoReturn:
+        self._kill_group()
         ran_us = int((trio.current_time() - began) * 1e6)
         done += await self._rows_after_kill(window, done, deliver)
         extra = self._captured(_timeout_error(window.timeout_ms))
@@ -338,15 +363,17 @@ class LocalSession:
             while True:
                 await trio.lowlevel.wait_readable(self._pipes.rows)
                 eof = self._read_rows()
-                with contextlib.suppress(ProtocolViolation):  # a row cut off by the kill, or forged: not counted
+                try:
                     delivered += self._deliver_rows(window, done + delivered, deliver)
+                except ProtocolViolation:  # forged: nothing from there on counts
+                    break
                 if eof:
                     break
         await self._wait_exit()
         return delivered
 
-    async def _violation(self, reason: str, done: int) -> None:
-        self._process.kill()
+    async def _violation(self, reason: str, done: int) -> NoReturn:
+        self._kill_group()
         await self._wait_exit()
         error = ProgramError("ProtocolViolation", f"the program disturbed the session it ran in: {reason}")
         raise SessionEnded(
@@ -369,7 +396,7 @@ class LocalSession:
 
     def _describe_exit(self) -> tuple[EndedBy, str]:
         """Who ended the process, from its exit status. bubblewrap reports a signal as 128 + its number."""
-        code = self._process.poll()
+        code = self._reap()
         if code is None:
             return EndedBy.PROGRAM, "the session closed its pipes"
         number = -code if code < 0 else code - 128
@@ -386,12 +413,20 @@ class LocalSession:
             with trio.move_on_after(KILL_GRACE_S, shield=True) as waiting:
                 await trio.lowlevel.wait_readable(pidfd)
             if waiting.cancelled_caught:
-                self._process.kill()
+                self._kill_group()
                 with trio.move_on_after(END_DEADLINE_S, shield=True):
                     await trio.lowlevel.wait_readable(pidfd)
         finally:
             os.close(pidfd)
-        self._process.poll()
+        self._reap()
+
+    def _reap(self) -> int | None:
+        """The exit status, None while it runs. What is left of the group goes first."""
+        if self._process.returncode is None:
+            if os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                self._kill_group()
+            self._process.poll()
+        return self._process.returncode
 
     def _captured(self, error: ProgramError) -> Extra:
         """What the running item printed until now; the harness forgets it only behind each item."""
@@ -466,10 +501,18 @@ class LocalSession:
                         return frame
                 if self._up_ended:
                     raise await self._ended_by_itself(0, 0.0)
-        self._process.kill()
+        self._kill_group()
         await self._wait_exit()
         extra = self._captured(ProgramError("Timeout", f"no answer within {timeout_s:g} s"))
         raise SessionEnded(EndedBy.LIMIT, status=ItemStatus.TIMEOUT, extra=extra, reason="no answer in time")
+
+
+def _decode(payload: bytes, kind: type[T]) -> T:
+    """Decode a frame's JSON. Raises ProtocolViolation: the harness sends no other shape."""
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except UNDECODABLE as error:
+        raise ProtocolViolation(f"{kind.__name__.strip('_').upper()} does not decode: {error}") from None
 
 
 def _timeout_error(timeout_ms: int) -> ProgramError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.resources
+import logging
 import os
 import subprocess
 from collections.abc import AsyncIterator
@@ -22,11 +23,14 @@ from loopaid.config import Config
 from loopaid.errors import LoopaidError
 from loopaid.model import Language
 from loopaid.providers.base import SessionEnded, StartFailed
+from loopaid.providers.local.orphans import end_orphans
 from loopaid.providers.local.probe import ProbeReport, run_probe
 from loopaid.providers.local.process import PIPE_BYTES, LocalSession, Pipes, SessionLimits
 from loopaid.providers.local.sandbox import SandboxSpec, build_argv, host_identity, spawn_options
 from loopaid.providers.local.seccomp import deny_program
 from loopaid.providers.local.toolchains import PythonToolchain, find_bwrap, find_python, system_mounts
+
+log = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 20.0
 """For sandbox and interpreter; 20 ms are usual, but many may start at once on a slow disk."""
@@ -41,10 +45,13 @@ class LocalProvider:
         config: Config,
         spec: SandboxSpec,
         toolchain: PythonToolchain | None,
-        problem: str | None,
-        notes: list[str],
+        *,
+        tag: str,
+        problem: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.notes = notes
+        self._tag = tag
         self._config = config
         self._spec = spec
         self._toolchain = toolchain
@@ -91,7 +98,7 @@ class LocalProvider:
         down_theirs, down = _pipe()
         up, up_theirs = _pipe()
         rows, rows_theirs = _pipe()
-        stdout, stderr = _capture_file("stdout"), _capture_file("stderr")
+        stdout, stderr = _capture_file(f"{self._tag}-stdout"), _capture_file(f"{self._tag}-stderr")
         for fd in (up, rows, down):
             os.set_blocking(fd, False)
         inherited = [down_theirs, up_theirs, rows_theirs]
@@ -104,6 +111,7 @@ class LocalProvider:
                 stdout=stdout,
                 stderr=stderr,
                 pass_fds=[*inherited, *files],
+                process_group=0,
                 **spawn_options(self._spec, environment=self._environment(toolchain, inherited)),
             )
         except OSError as error:
@@ -189,24 +197,28 @@ def _find(config: Config, run_as: int | None) -> tuple[SandboxSpec, PythonToolch
     return spec, toolchain, run_probe(spec, toolchain)
 
 
-def _prepare(config: Config) -> LocalProvider:
+def _prepare(config: Config, tag: str) -> LocalProvider:
+    orphans = end_orphans(tag)
+    if orphans:
+        log.warning("ended %d processes that sessions of an earlier daemon had left behind", orphans)
     if config.sandbox.kind == "none":
         toolchain = find_python(config.pool.python.interpreter, config.pool.python.environment)
         note = 'programs run UNCONFINED: [sandbox] kind = "none"'
-        return LocalProvider(config, SandboxSpec(kind="none"), toolchain, None, [note])
+        return LocalProvider(config, SandboxSpec(kind="none"), toolchain, tag=tag, notes=[note])
     spec, toolchain, report = _find(config, host_identity(os.geteuid()))
     problem = None if report.ok else f"{report.reason}: {report.detail}; {report.fix}"
-    return LocalProvider(config, spec, toolchain, problem, [])
+    return LocalProvider(config, spec, toolchain, tag=tag, problem=problem)
 
 
 @asynccontextmanager
-async def open_local_provider(config: Config) -> AsyncIterator[LocalProvider]:
+async def open_local_provider(config: Config, tag: str) -> AsyncIterator[LocalProvider]:
     """Find the toolchain and the sandbox, and try them. What is wrong stands in `problem` and `notes` afterwards.
 
-    Sessions belong to who starts them; nothing is left to close here.
+    `tag` names the processes of this daemon (`session_tag`); what an earlier one left behind is ended. Sessions
+    belong to who starts them; nothing is left to close here.
     """
     try:
-        provider = await trio.to_thread.run_sync(_prepare, config)
+        provider = await trio.to_thread.run_sync(_prepare, config, tag)
     except LoopaidError as error:
-        provider = LocalProvider(config, SandboxSpec(), None, error.message, [])
+        provider = LocalProvider(config, SandboxSpec(), None, tag=tag, problem=error.message)
     yield provider
