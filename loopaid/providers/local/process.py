@@ -59,7 +59,7 @@ class _End(msgspec.Struct):
     done: int
     tainted: bool
     cpu_s: float
-    rss_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+    rss_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
 class _Failure(msgspec.Struct):
@@ -154,8 +154,9 @@ class LocalSession:
         payload = msgspec.json.encode(
             {"source": program.source, "shape": program.shape, "digest": program.digest},
         )
-        await self._write(_FRAME.pack(LOAD, len(payload)) + payload, trio.current_time() + timeout_s)
         with self._in_use():
+            await self._expect_silence()
+            await self._write(_FRAME.pack(LOAD, len(payload)) + payload, trio.current_time() + timeout_s)
             kind, payload = await self._control_frame(timeout_s)
         if kind == LOADED:
             return
@@ -200,6 +201,9 @@ class LocalSession:
         self._closed = True
         self.kill()
         with trio.CancelScope(shield=True):
+            with trio.move_on_after(END_DEADLINE_S):
+                while self._running:  # it reads from what is about to be closed
+                    await self._idle.wait()
             await self._wait_exit()
         trio.lowlevel.notify_closing(self._either)
         self._epoll.close()
@@ -269,10 +273,12 @@ class LocalSession:
 
     async def _expect_silence(self) -> None:
         """Between two windows nothing is due. Who ended there ended while no item was running."""
-        events = 0 if self._closed else functools.reduce(or_, (event for _, event in self._epoll.poll(0)), 0)
-        if events & select.EPOLLIN:
+        if self._closed:
+            raise SessionEnded(EndedBy.US, reason="closed")
+        events = self._epoll.poll(0)
+        if any(event & select.EPOLLIN for _, event in events):
             await self._violation("it spoke before it was asked", done=0)
-        if events or self._closed:
+        if events:
             await self._wait_exit()
             raise SessionEnded(EndedBy.OUTSIDE, reason=f"it ended while it was idle: {self._describe_exit()[1]}")
 

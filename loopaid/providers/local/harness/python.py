@@ -39,6 +39,7 @@ ROWS_BYTES_PER_WINDOW = 4 << 20
 """A window ends early behind this many bytes of rows, so that large outputs cannot pile up in the daemon."""
 TRACEBACK_CHARS_MAX = 16384
 MESSAGE_CHARS_MAX = 4096
+NAME_CHARS_MAX = 200
 PROGRAM_FILE = "program.py"
 CONTROL_FD_MIN = 64
 """Control descriptors live above what careless programs close."""
@@ -174,7 +175,7 @@ def describe_output_failure(value, error):
     except BaseException:  # the value's own methods run here
         found = None
     where = "%s: %s" % found if found else "%s: %s" % (type(error).__name__, text_of(error))
-    return {"type": "InvalidOutput", "message": where}
+    return {"type": "InvalidOutput", "message": where[:MESSAGE_CHARS_MAX]}
 
 
 def text_of(error):
@@ -202,7 +203,7 @@ def describe_error(error):
         message = "the program called exit(%s)" % (text_of(error),)
     else:
         message = text_of(error)
-    return {"type": type(error).__name__, "message": message, "traceback": text}
+    return {"type": type(error).__name__[:NAME_CHARS_MAX], "message": message, "traceback": text}
 
 
 def set_limits(limits):
@@ -236,6 +237,13 @@ class Harness:
         sys.modules["loopaid_item"] = self.context
         sys.path[:0] = settings["site_packages"]
         set_limits(settings["limits"])
+        self.pid = os.getpid()
+        os.register_at_fork(after_in_child=self.let_go)
+
+    def let_go(self):
+        """A child that the program forked and that returns must not go on in our place: it gets no pipe to do so."""
+        for fd in (self.down.fd, self.up, self.rows, self.stdout.fd, self.stderr.fd):
+            os.close(fd)
 
     @staticmethod
     def lives_in_a_pid_namespace():
@@ -247,7 +255,7 @@ class Harness:
             return False
 
     def send(self, kind, value):
-        payload = json_dumps(value).encode()
+        payload = json_bytes(value)
         write_all(self.up, FRAME.pack(kind, len(payload)) + payload)
 
     def serve(self):
@@ -419,7 +427,7 @@ class Harness:
             "stdout_truncated": stdout_truncated,
             "stderr_truncated": stderr_truncated,
         }
-        payload = json_dumps({name: part for name, part in value.items() if part}).encode()
+        payload = json_bytes({name: part for name, part in value.items() if part})
         return status, encoded, b"\xc6" + len(payload).to_bytes(4, "big") + payload
 
     def sweep(self):
@@ -441,7 +449,12 @@ class Harness:
 
 
 scan_once = make_scanner(json.JSONDecoder())
-json_dumps = json.JSONEncoder().encode
+encode_text = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def json_bytes(value):
+    """What we say ourselves; half a surrogate pair in a program's words has no UTF-8 and becomes a `?`."""
+    return encode_text(value).encode("utf-8", "replace")
 
 
 def json_loads(data, decode=json.JSONDecoder().decode):
@@ -454,7 +467,12 @@ def main():
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     harness = Harness(settings)
     harness.encode = make_encoder()
-    harness.serve()
+    try:
+        harness.serve()
+    except OSError:
+        if os.getpid() != harness.pid:
+            os._exit(1)
+        raise
 
 
 if __name__ == "__main__":
