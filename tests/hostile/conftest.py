@@ -1,0 +1,122 @@
+"""One real daemon for all hostile programs, and what is known of it from outside."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import loopaid
+from loopaid.client import BlockingClient
+
+SECRET = "the-daemon-s-own-secret"
+MEMORY_BYTES = 192 << 20
+DAEMON_BYTES_MAX = 160 << 20
+"""The daemon holds 35 MB when it is idle; what the programs here try to make it keep would be gigabytes."""
+GONE_S = 1.0
+"""Processes of a session must have ended this soon after it."""
+
+
+@dataclass
+class Target:
+    """The daemon under attack. `mark` is the file size limit of its sessions, which no other sandbox has."""
+
+    socket: Path
+    pid: int
+    mark: int
+    host: dict[str, object]
+    secret: str = SECRET
+    daemon_bytes_max: int = DAEMON_BYTES_MAX
+
+    def processes(self) -> set[int]:
+        """Every living process that runs under the limits of the daemon's sessions, whoever its parent is."""
+        return {int(entry) for entry in os.listdir("/proc") if entry.isdigit() and self._is_ours(entry)}
+
+    def _is_ours(self, pid: str) -> bool:
+        try:
+            state = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0]
+            limits = Path("/proc", pid, "limits").read_text()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return False
+        size = next((line.split() for line in limits.splitlines() if line.startswith("Max file size")), [])
+        return state != "Z" and len(size) > 4 and size[4] == str(self.mark)
+
+    def assert_nothing_survives(self, client: BlockingClient) -> None:
+        """A session is one process. Whatever is there beyond the pool's sessions has GONE_S to disappear."""
+        assert self.processes(), "the session of the benign program is there to be seen"
+        deadline = time.monotonic() + GONE_S
+        while len(found := self.processes()) > (total := client.status().pools[0].total):
+            left_ms = (deadline - time.monotonic()) * 1000
+            assert left_ms > 0, f"{len(found)} processes for {total} sessions: {found}"
+            _wait_for_an_end(found, left_ms)
+
+
+def _wait_for_an_end(pids: set[int], timeout_ms: float) -> None:
+    with ExitStack() as opened:
+        poll = select.poll()
+        for pid in pids:
+            try:
+                fd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                return
+            opened.callback(os.close, fd)
+            poll.register(fd, select.POLLIN)
+        poll.poll(timeout_ms)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """A daemon with three sessions at the most, a secret in its environment, and services of the host to be found."""
+    directory = tmp_path_factory.mktemp("target")
+    mark = (24 << 20) + os.getpid() % 4096 * 4096
+    settings = {
+        "LOOPAID_SANDBOX__MEMORY_BYTES": str(MEMORY_BYTES),
+        "LOOPAID_SANDBOX__TMP_BYTES": str(mark),
+        "LOOPAID_POOL__SESSIONS_MAX": "3",
+        "LOOPAID_POOL__PYTHON__SIZE_MAX": "3",
+        "LOOPAID_LOG__DURABILITY": "os",
+        "SECRET_OF_THE_DAEMON": SECRET,
+    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("LOOPAID_", "XDG_"))}
+    stderr = directory / "stderr"
+    with ExitStack() as opened:
+        read, write = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "loopaid.daemon.main", "--ready-fd", str(write)]
+            + ["--socket", str(directory / "socket"), "--state-dir", str(directory / "state")],
+            cwd=Path(loopaid.__file__).parents[1],
+            env=kept | settings,
+            pass_fds=[write],
+            stderr=opened.enter_context(stderr.open("wb")),
+        )
+        os.close(write)
+        opened.callback(process.kill)
+        with open(read, "rb") as ready:
+            assert ready.read() == b"READY\n", stderr.read_text()
+        host = opened.enter_context(_services(directory)) | {"socket": str(directory / "socket"), "pid": process.pid}
+        yield Target(directory / "socket", process.pid, mark, host)
+        process.terminate()
+        assert process.wait(timeout=60) == 0, stderr.read_text()
+    assert "Traceback" not in stderr.read_text()
+
+
+@contextmanager
+def _services(directory: Path) -> Iterator[dict[str, object]]:
+    """What a program would find if it could look out: a TCP port, an abstract socket, a file that all may read."""
+    secret = directory / "secret"
+    secret.write_text(SECRET)
+    secret.chmod(0o644)
+    abstract = f"loopaid-hostile-{os.getpid()}"
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind("\0" + abstract)
+        unix.listen()
+        yield {"port": tcp.getsockname()[1], "abstract": abstract, "file": str(secret)}

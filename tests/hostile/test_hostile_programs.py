@@ -1,0 +1,131 @@
+"""Programs that mean harm, or look as if they did: what becomes of each, and that nobody else notices.
+
+The table of them is programs.toml. Each case is followed by a benign item of another program on the same pool, which
+must be right; by a look at the daemon, which must be the same process and no larger than it should be; and by a look
+at all processes of the machine, among which nothing may be left of a session that is gone.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import tomli
+import trio
+
+from loopaid.client import BlockingClient, open_client
+from loopaid.client.results import Result
+
+pytestmark = pytest.mark.slow
+
+TABLE = tomli.loads(Path(__file__).with_name("programs.toml").read_text())
+BENIGN = "def main(numbers):\n    return {'sum': sum(numbers)}\n"
+TIMEOUT_MS = 10_000
+"""For programs that end by themselves."""
+KILL_WITHIN_MS = 250
+SEED = 20_260
+AT_ONCE = 3
+
+
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One row of the table, whose keys are explained at its top."""
+
+    row: int
+    name: str
+    status: list[str]
+    inputs: list[Any] | None = None
+    error: str | None = None
+    output: Any = msgspec.UNSET
+    stdout: str | None = None
+    forge: bool = False
+    timeout_ms: int = TIMEOUT_MS
+    shape: str = "function"
+    source: str = ""
+    repeat: tuple[str, str, int, str] | None = None
+
+    @property
+    def program(self) -> str:
+        if self.repeat is not None:
+            before, repeated, times, after = self.repeat
+            return before + repeated * times + after
+        return TABLE["toolbox"] + self.source if self.forge else self.source
+
+    def check(self, results: Sequence[Result], secret: str) -> None:
+        told = [(result.status.value, result.error, result.stdout[:1000]) for result in results]
+        assert len(results) == len(self.status), told
+        for result, allowed in zip(results, self.status, strict=True):
+            assert result.status in allowed.split("|"), told
+            assert secret not in f"{result.output_json!r}{result.stdout}{result.stderr}{result.error}"
+        last = results[-1]
+        error = f"{last.error.type}: {last.error.message}" if last.error is not None else ""
+        assert (error == "") is last.success
+        if self.error is not None:
+            assert re.search(self.error, error), told
+        if self.output is not msgspec.UNSET:
+            assert last.output == self.output
+        if self.stdout is not None:
+            assert re.search(self.stdout, last.stdout), told
+
+
+CASES = msgspec.convert(TABLE["case"], list[Case])
+
+
+@pytest.fixture(scope="module")
+def client(target: Any) -> Iterator[BlockingClient]:
+    """A connection that lasts for all cases: what happens in sessions is nothing to it."""
+    with BlockingClient(target.socket) as client:
+        client.put_task("benign")
+        client.push_artifact("benign", BENIGN)
+        yield client
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.row}: {case.name}")
+def test_a_hostile_program_harms_nobody_else(case: Case, client: BlockingClient, target: Any) -> None:
+    client.put_task("hostile")
+    client.push_artifact("hostile", case.program, shape=case.shape)
+    inputs = case.inputs if case.inputs is not None else [target.host]
+    with client.run_batch(
+        "hostile", inputs, max_concurrency=1, timeout_ms=case.timeout_ms, as_completed=False
+    ) as batch:
+        results = list(batch)
+    case.check(results, target.secret)
+    assert all(result.latency_ms <= case.timeout_ms + KILL_WITHIN_MS for result in results)
+
+    assert client.exec("benign", [len(case.name), 1]).output == {"sum": len(case.name) + 1}
+    status = client.status()
+    assert status.pid == target.pid
+    assert status.rss_bytes < target.daemon_bytes_max
+    target.assert_nothing_survives(client)
+
+
+async def test_all_of_them_at_once_on_one_pool(target: Any, client: BlockingClient) -> None:
+    """In an order of chance, some at the same time, each with a benign item right behind it."""
+    order = random.Random(SEED).sample(CASES, len(CASES))
+    waiting = iter(enumerate(order))
+
+    async with open_client(target.socket) as shared, trio.open_nursery() as nursery:
+
+        async def attack(task: str) -> None:
+            await shared.put_task(task)
+            for number, case in waiting:
+                await shared.push_artifact(task, case.program, shape=case.shape)
+                inputs = case.inputs if case.inputs is not None else [target.host]
+                async with shared.run_batch(
+                    task, inputs, max_concurrency=1, timeout_ms=case.timeout_ms, as_completed=False
+                ) as batch:
+                    results = [result async for result in batch]
+                case.check(results, target.secret)
+                benign = await shared.exec("benign", [number, 1])
+                assert benign.output == {"sum": number + 1}
+
+        for number in range(AT_ONCE):
+            nursery.start_soon(attack, f"hostile-{number}")
+    status = client.status()
+    assert status.pid == target.pid
+    assert status.rss_bytes < target.daemon_bytes_max
+    target.assert_nothing_survives(client)
