@@ -184,10 +184,9 @@ class ResultStream(ResultReader):
         self._taken += 1
         return self._block[self._taken - 1]
 
-    async def blocks(self) -> AsyncIterator[list[Result]]:
+    def blocks(self) -> AsyncIterator[list[Result]]:
         """The results as lists, each as long as what the daemon read from its log in one go. None is empty."""
-        while await self._fill():
-            yield self._take_block()
+        return _Blocks(self)
 
     async def _fill(self) -> bool:
         """Wait until there are results to take; False behind the last one."""
@@ -205,3 +204,18 @@ class ResultStream(ResultReader):
             raise self._driver.give_up(error) from error
         if due := self._credit_due():
             self._driver.grant(self._request_id, due)
+
+
+class _Blocks:
+    """Not an async generator: whoever leaves the loop early, by an exception or a `break`, would have to close that."""
+
+    def __init__(self, stream: ResultStream) -> None:
+        self._stream = stream
+
+    def __aiter__(self) -> _Blocks:
+        return self
+
+    async def __anext__(self) -> list[Result]:
+        if not await self._stream._fill():
+            raise StopAsyncIteration
+        return self._stream._take_block()
