@@ -1,0 +1,135 @@
+"""Every scenario with a handful of items against a real daemon: what it prints, never how long it took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopaid.bench import idle, interactive, million, slow_client
+from loopaid.bench.main import SCENARIOS, run
+from loopaid.bench.setting import Setting
+from loopaid.cli import daemon_verbs
+from loopaid.errors import DaemonUnreachable, LoopaidError
+
+pytestmark = pytest.mark.slow
+
+THROUGHPUT = [
+    "function",
+    "script",
+    "ProcessPoolExecutor(2).map chunksize=1",
+    "ProcessPoolExecutor(2).map chunksize=100",
+    "ProcessPoolExecutor(2).map chunksize=1000",
+    "function, fewer items",
+    "durability os",
+    "no sandbox",
+    "explicit ids",
+    "sampling rate 0.1",
+    "a printed line per item",
+    "stop on first error",
+    "submission order",
+    "fdatasync p50",
+    "exec p50",
+    "exec p99",
+    "log: commits",
+    "log: size",
+    "log: records",
+    "sessions started",
+    "idle daemon: memory at start",
+    "idle daemon: memory",
+    "idle daemon: wake-ups",
+]
+OPTIONAL = {"joblib.Parallel(2) automatic batches", "idle daemon: system calls"}
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "SETTLE_S", 0.1)
+    monkeypatch.setattr(idle, "IDLE_S", 0.1)
+    monkeypatch.setattr(interactive, "SATURATED_S", 0.1)
+    monkeypatch.setattr(interactive, "STREAMS", 1)
+    monkeypatch.setattr(interactive, "CALLS", 5)
+    monkeypatch.setattr(slow_client, "STALL_S", 0.2)
+
+
+def bench(capsys: pytest.CaptureFixture[str], directory: Path, scenario: str) -> dict[str, Any]:
+    assert run(scenario, output="json", repeats=1, state_dir=str(directory), items=200) == 0
+    said = capsys.readouterr()
+    assert all(line.startswith("bench: ") for line in said.err.splitlines())
+    report: dict[str, Any] = json.loads(said.out)
+    assert report.keys() == {"environment", "scenario", "repeats", "results"}
+    assert (report["scenario"], report["repeats"]) == (scenario, 1)
+    assert list(directory.iterdir()) == []
+    for result in report["results"]:
+        assert {"name", "median", "spread", "unit", "ratio_to"} <= result.keys()
+        assert result["spread"][0] <= result["median"] <= result["spread"][1]
+    names = [result["name"] for result in report["results"]]
+    assert len(set(names)) == len(names)
+    return {result["name"]: result for result in report["results"]} | {"environment": report["environment"]}
+
+
+def test_throughput_is_measured_beside_others_and_by_feature(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    results = bench(capsys, tmp_path, "throughput")
+    environment = results.pop("environment")
+    assert [name for name in results if name not in OPTIONAL] == THROUGHPUT
+    assert (environment["durability"], environment["sandbox"]) == ("durable", "bubblewrap")
+    peers = {name for name in results if name.startswith(("ProcessPool", "joblib"))}
+    assert results["function"]["ratio_to"].keys() == results["script"]["ratio_to"].keys() == peers
+    assert results["durability os"]["ratio_to"].keys() == {"function, fewer items"}
+    # Two runs (one to get warm) of 2 x 200 and 6 x 100 items, and 200 calls.
+    assert results["log: records"]["median"] == 2 * (2 * 200 + 6 * 100) + 200
+
+
+def test_ten_times_as_many_items_are_compared_with_as_many_as_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    results = bench(capsys, tmp_path, "million")
+    assert results["2000 items"]["ratio_to"].keys() == {"200 items"}
+    assert results["daemon's peak memory, 2000 items"]["bounds"]["value"]["at_most"] == million.PEAK_RSS_MB_MAX
+    assert "log of 2600 records" in results
+
+
+def test_calls_beside_a_bulk_batch_and_a_batch_beside_calls_come_to_an_end(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    results = bench(capsys, tmp_path, "interactive")
+    assert results["exec p99 beside a bulk batch"]["bounds"]["value"]["at_most"] == 150
+    assert results["batch of 100 items, priority 0, under endless calls of priority 9"]["median"] > 0
+
+
+def test_a_client_that_is_stopped_gets_every_result_in_the_end(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    results = bench(capsys, tmp_path, "slow-client")
+    assert results["results it received in the end"]["median"] == 2000
+    assert not results["times the stopped client was cut off"]["bounds"]["value"]["holds"]  # far too early for that
+
+
+def test_a_wrong_result_of_a_daemon_ends_the_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(million, "FUNCTION", "def main(input_data):\n    return {'output': 0}\n")
+    with pytest.raises(LoopaidError, match=r"a wrong result, \{'output': 2\} was due"):
+        run("million", output="json", repeats=1, state_dir=str(tmp_path), items=2)
+
+
+async def test_a_daemon_that_does_not_start_says_why(tmp_path: Path) -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc(DaemonUnreachable, match="POOL__NOTHING: unknown key")):
+        async with Setting(1, 1, tmp_path).daemon(POOL__NOTHING="1"):
+            raise AssertionError("it cannot be ready")
+
+
+def test_a_report_for_people_is_plain_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(SCENARIOS, "million", (idle.idle,))
+    assert run("million", output="table", repeats=1, state_dir=str(tmp_path), items=1) == 0
+    shown = capsys.readouterr().out
+    assert "file_system" in shown
+    assert "idle daemon: memory" in shown
+
+
+def test_the_tool_offers_every_scenario() -> None:
+    assert tuple(SCENARIOS) == daemon_verbs.SCENARIOS
