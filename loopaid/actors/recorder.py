@@ -8,10 +8,11 @@ the recorder ends with JournalPoisoned, and the daemon with it: only opening ane
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar, TypeVarTuple
+from typing import Any, Final
 
 import trio
 
@@ -20,8 +21,10 @@ from loopaid.journal.group import Group
 from loopaid.journal.record import Frame
 from loopaid.journal.store import Store
 
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
+log = logging.getLogger(__name__)
+
+RunBlocking = Callable[..., Awaitable[Any]]
+"""Runs a function that blocks, with its arguments, and is never abandoned half way."""
 
 PENDING_BYTES_MAX: Final = 32 << 20
 """Sessions get no new window while more than this waits for the disk."""
@@ -32,12 +35,13 @@ FULL_RETRY_S: Final = 1.0
 class Recorder:
     """Made by `open_recorder`. All methods belong to the event loop's thread."""
 
-    def __init__(self, store: Store, *, durable: bool) -> None:
+    def __init__(self, store: Store, *, durable: bool, run_blocking: RunBlocking) -> None:
         self.store = store
         self.durable = durable
         self.full = store.full
+        self._run_blocking = run_blocking
         self._failed = False
-        self._closing = False
+        self._closing = trio.Event()
         self._on_durable: list[tuple[Callable[[int], None], int]] = []
         self._work = trio.Event()
         self._committed = trio.Event()
@@ -63,6 +67,7 @@ class Recorder:
         """Append a frame; returns its position. `on_durable` is called with it once the frame is committed.
 
         A deferred frame, whose durability nobody waits for, is committed together with the next one that is not.
+        Raises JournalPoisoned.
         """
         if self._failed:
             raise _unknown()
@@ -74,7 +79,7 @@ class Recorder:
         return position
 
     async def committed(self) -> None:
-        """Wait until everything appended so far is durable. Raises LoopaidError(DURABILITY_UNKNOWN)."""
+        """Wait until everything appended so far is durable. Raises JournalPoisoned."""
         target = self.store.end
         while self.store.durable_end < target:
             if self._failed:
@@ -83,7 +88,7 @@ class Recorder:
             await self._committed.wait()
 
     async def room(self) -> None:
-        """Wait until there is room for more rows: the back-pressure of a slow or full disk."""
+        """Wait until there is room for more rows: the back-pressure of a slow or full disk. Raises JournalPoisoned."""
         while self.full or self.store.pending_bytes > PENDING_BYTES_MAX:
             if self._failed:
                 raise _unknown()
@@ -111,13 +116,14 @@ class Recorder:
             try:
                 if group is not None:
                     callbacks, self._on_durable = self._on_durable, []
-                    await self._commit(group)
+                    if not await self._commit(group):
+                        return
                     self.store.publish(group)
                     for callback, position in callbacks:
                         callback(position)
                 if self.store.full:
                     self._become_full()
-                    self.full = not await _in_thread(self.store.restore_reserve)
+                    self.full = not await self._run_blocking(self.store.restore_reserve)
             except JournalPoisoned:
                 self._failed = True
                 raise
@@ -125,17 +131,22 @@ class Recorder:
                 self._tell()
             if self.store.pending_bytes:
                 self._work.set()
-            elif self._closing:
+            elif self._closing.is_set():
                 return
 
-    async def _commit(self, group: Group) -> None:
+    async def _commit(self, group: Group) -> bool:
+        """Try until there is space. False: `close` was called before there was; nobody was told of the group."""
         while True:
             try:
-                await _in_thread(self.store.commit, group)
-                return
-            except JournalFull:
+                await self._run_blocking(self.store.commit, group)
+                return True
+            except JournalFull as error:
                 self._become_full()
-                await trio.sleep(FULL_RETRY_S)
+                if self._closing.is_set():
+                    log.error("%d frames that nobody was told of are given up: %s", group.frames, error)
+                    return False
+                with trio.move_on_after(FULL_RETRY_S):
+                    await self._closing.wait()
 
     def _become_full(self) -> None:
         if not self.full:
@@ -149,29 +160,29 @@ class Recorder:
         self._room = trio.Event()
 
     def close(self) -> None:
-        """Let `run` end once everything is committed."""
-        self._closing = True
+        """Let `run` end once everything is committed; what finds no space now is given up."""
+        self._closing.set()
         self._work.set()
 
 
-async def _in_thread(function: Callable[[*Ts], T], *args: *Ts) -> T:
+async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
     """Never abandoned: a commit that is under way decides what is durable."""
     with trio.CancelScope(shield=True):
-        result = await trio.to_thread.run_sync(function, *args)
-    return result
+        return await trio.to_thread.run_sync(function, *args)
 
 
-def _unknown() -> LoopaidError:
-    return LoopaidError(
-        ErrorCode.DURABILITY_UNKNOWN,
-        "the log could not be written; whether this is recorded is known when the daemon has started again",
+def _unknown() -> JournalPoisoned:
+    return JournalPoisoned(
+        "the log could not be written; whether this is recorded is known when the daemon has started again"
     )
 
 
 @asynccontextmanager
-async def open_recorder(store: Store, *, durable: bool) -> AsyncIterator[Recorder]:
+async def open_recorder(
+    store: Store, *, durable: bool, run_blocking: RunBlocking = in_thread
+) -> AsyncIterator[Recorder]:
     """Run a recorder on an open store. Leaving commits what was appended; the store stays the caller's to close."""
-    recorder = Recorder(store, durable=durable)
+    recorder = Recorder(store, durable=durable, run_blocking=run_blocking)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(recorder.run)
         try:

@@ -1,6 +1,6 @@
 """The daemon from the outside in: what it is made of, in the order in which it opens. Read this first.
 
-    journals ⊃ recorders ⊃ provider ⊃ pools ⊃ catalog, batches, intake ⊃ listener
+    journals ⊃ provider ⊃ recorders ⊃ pools ⊃ catalog, batches, intake ⊃ listener
 
 Leaving closes in reverse: the listener stops accepting, batches get a deadline, sessions end, the recorders commit
 what is left, the journals sync and close. What fails outside us (sessions, connections) is restarted where it is
@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -26,16 +26,18 @@ from loopaid.actors.batches import Batches, open_batches
 from loopaid.actors.catalog import Catalog
 from loopaid.actors.intake import Intake, open_intake
 from loopaid.actors.pools import Pools, open_pools
-from loopaid.actors.recorder import Recorder, open_recorder
+from loopaid.actors.recorder import Recorder, RunBlocking, in_thread, open_recorder
 from loopaid.actors.recovery import Recovery
 from loopaid.config import Config
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
 from loopaid.errors import JournalLocked
+from loopaid.journal.disk import REAL_DISK, Disk
 from loopaid.journal.store import Store, open_store
 from loopaid.model import Language
+from loopaid.providers.base import Provider
 from loopaid.providers.local.orphans import session_tag
-from loopaid.providers.local.provider import LocalProvider, open_local_provider
+from loopaid.providers.local.provider import open_local_provider
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class Daemon(msgspec.Struct, frozen=True):
     config: Config
     state_dir: Path
     started_at: float
-    provider: LocalProvider
+    provider: Provider
     pools: Pools
     catalog: Catalog
     batches: Batches
@@ -57,33 +59,51 @@ class Daemon(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def open_daemon(config: Config, state_dir: Path) -> AsyncIterator[Daemon]:
+async def open_daemon(config: Config, state_dir: Path, *, disk: Disk = REAL_DISK) -> AsyncIterator[Daemon]:
     """Open everything but the listener; ready to work, with unfinished batches taken up.
 
     Raises JournalError for a log that cannot be used, JournalLocked when another daemon has the directory.
     """
-    durable = config.log.durability == "durable"
     with (
         _locked(state_dir),
-        _store(state_dir / "catalog", config) as catalog_store,
-        _store(state_dir / "records", config) as store,
+        _store(state_dir / "catalog", config, disk) as catalog_store,
+        _store(state_dir / "records", config, disk) as store,
     ):
         async with (
-            open_recorder(catalog_store, durable=durable) as catalog_recorder,
-            open_recorder(store, durable=durable) as recorder,
             open_local_provider(config, session_tag(state_dir)) as provider,
-            open_pools(_scheduler(config), {Language.PYTHON: provider}) as pools,
+            open_actors(config, state_dir, catalog_store, store, provider) as daemon,
         ):
-            catalog = Catalog(catalog_recorder, time.time, source_bytes_max=config.limits.source_bytes_max)
-            catalog.replay(catalog_store)
-            around = Surroundings(recorder, pools, time.time, config.execution.attempts_max)
-            async with (
-                open_batches(around, attached_grace_s=config.batch.attached_grace_s) as batches,
-                open_intake(config, catalog, batches, around, provider) as intake,
-            ):
-                Recovery(catalog, batches, intake, around, config.daemon.recovery).run()
-                recorder.on_full = batches.stop_windows
-                yield Daemon(config, state_dir, time.time(), provider, pools, catalog, batches, intake, recorder)
+            yield daemon
+
+
+@asynccontextmanager
+async def open_actors(
+    config: Config,
+    state_dir: Path,
+    catalog_store: Store,
+    store: Store,
+    provider: Provider,
+    *,
+    wall_time: Callable[[], float] = time.time,
+    run_blocking: RunBlocking = in_thread,
+) -> AsyncIterator[Daemon]:
+    """All that works, on journals and sessions from outside, which stay the caller's. `wall_time` is Unix seconds."""
+    durable = config.log.durability == "durable"
+    async with (
+        open_recorder(catalog_store, durable=durable, run_blocking=run_blocking) as catalog_recorder,
+        open_recorder(store, durable=durable, run_blocking=run_blocking) as recorder,
+        open_pools(_scheduler(config), {Language.PYTHON: provider}) as pools,
+    ):
+        catalog = Catalog(catalog_recorder, wall_time, source_bytes_max=config.limits.source_bytes_max)
+        catalog.replay(catalog_store)
+        around = Surroundings(recorder, pools, wall_time, config.execution.attempts_max)
+        async with (
+            open_batches(around, attached_grace_s=config.batch.attached_grace_s) as batches,
+            open_intake(config, catalog, batches, around, provider) as intake,
+        ):
+            Recovery(catalog, batches, intake, around, config.daemon.recovery).run()
+            recorder.on_full = batches.stop_windows
+            yield Daemon(config, state_dir, wall_time(), provider, pools, catalog, batches, intake, recorder)
 
 
 async def drain(daemon: Daemon) -> None:
@@ -109,9 +129,10 @@ def _scheduler(config: Config) -> Scheduler:
 
 
 @contextmanager
-def _store(directory: Path, config: Config) -> Iterator[Store]:
+def _store(directory: Path, config: Config, disk: Disk) -> Iterator[Store]:
     store = open_store(
         directory,
+        disk=disk,
         segment_bytes=config.log.segment_bytes,
         durable=config.log.durability == "durable",
         reserve_bytes=config.log.reserve_bytes if directory.name == "records" else CATALOG_RESERVE_BYTES,

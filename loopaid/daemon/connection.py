@@ -7,17 +7,18 @@ full is cut off, and garbage gets one ERROR and the end of the connection.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Final
 
 import msgspec
 import trio
 
-from loopaid.errors import ErrorCode, ErrorInfo, JournalError, LoopaidError, ProtocolViolation
+from loopaid.errors import ErrorCode, ErrorInfo, JournalError, JournalPoisoned, LoopaidError, ProtocolViolation
 from loopaid.wire.connection import CONNECTION, ServerConnection
 from loopaid.wire.events import BadRequest, CancelReceived, CreditReceived, HelloReceived, RequestReceived, ServerEvent
 from loopaid.wire.messages import AddItems, AnyRequest, EncodedResultBlock, Hello, SubmitBatch
@@ -102,6 +103,7 @@ class ClientStream:
         self._outbox_bytes = 0
         self._outbox_changed = trio.Event()
         self._outbox_taken = trio.Event()
+        self._unsent = memoryview(b"")
         self._ending = False
 
     def __repr__(self) -> str:
@@ -110,7 +112,10 @@ class ClientStream:
     async def serve(self) -> None:
         """Answer until the client goes away, or is sent away."""
         with self.contexts:
-            await self._serve()
+            try:
+                await self._serve()
+            finally:
+                self._say_last()
 
     async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -129,6 +134,8 @@ class ClientStream:
 
     async def _receive_all(self, nursery: trio.Nursery) -> None:
         while True:
+            while self._outbox_bytes > OUTBOX_BYTES_MAX:  # who does not take answers may not ask for more
+                await self._outbox_taken.wait()
             try:
                 data = await self._stream.receive_some(READ_BYTES)
             except trio.BrokenResourceError:
@@ -182,6 +189,9 @@ class ClientStream:
             frame = self.wire.end(request_id, reply) if call.streams else self.wire.reply(request_id, reply)
         except LoopaidError as error:
             frame = self.wire.error(request_id, error.info(request_id))
+        except JournalPoisoned as error:
+            info = ErrorInfo(code=ErrorCode.DURABILITY_UNKNOWN, message=str(error))
+            frame = self.wire.error(request_id, info)
         except JournalError as error:
             log.error("request %d of uid=%d: %s", request_id, self.peer.uid, error)
             info = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=f"the log cannot be read: {error}")
@@ -238,11 +248,16 @@ class ClientStream:
         connection.cancel()
 
     async def _send_bytes(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
+        self._unsent = memoryview(data)
+        while self._unsent:
             with trio.fail_after(self._stalled_s):
-                sent = await self._stream.socket.send(view)
-            view = view[sent:]
+                sent = await self._stream.socket.send(self._unsent)
+            self._unsent = self._unsent[sent:]
+
+    def _say_last(self) -> None:
+        """What was answered while everything ended, such as DURABILITY_UNKNOWN, as far as the socket takes it now."""
+        with suppress(OSError):
+            os.write(self._stream.socket.fileno(), b"".join((self._unsent, *self._outbox)))
 
 
 def peer_of(stream: trio.SocketStream, is_admin: Callable[[int], bool]) -> Peer:

@@ -9,7 +9,7 @@ call. Providers translate the errors of the world below into these.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -137,7 +137,15 @@ class Session(Protocol):
 
 
 class Provider(Protocol):
-    """A source of sessions. Opened with `async with`; leaving closes what is left."""
+    """A source of sessions. Opened with `async with`; leaving closes what is left.
+
+    `sandbox` names the confinement of its sessions, `notes` say what else an operator should know of it.
+    """
+
+    @property
+    def sandbox(self) -> str: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     async def start(self, language: Language, session_id: str) -> Session:
         """Start an environment. Raises StartFailed."""
