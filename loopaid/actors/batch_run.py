@@ -18,7 +18,7 @@ from loopaid.core.batch import Action, BatchProgress, Finish, RecordItem, Record
 from loopaid.core.claims import SessionKey
 from loopaid.core.window import OVERDUE, TARGET_S, WindowSizer
 from loopaid.model import MAX_CONCURRENCY, BatchState, ItemStatus, ProgramError
-from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, Window
+from loopaid.providers.base import EndedBy, LoadFailed, Program, Session, SessionEnded, Window
 from loopaid.wire.rows import Extra, Row, pack_row, range_block, rows_block
 
 log = logging.getLogger(__name__)
@@ -27,13 +27,16 @@ LOAD_TIMEOUT_S: Final = 30.0
 """For a program's own imports and tables. An endless loop at module level costs this once."""
 CANCEL_GRACE_S: Final = 0.5
 """How long running items may still finish after a cancel."""
+SILENCE_S: Final = 0.1
+"""How long sessions may say nothing before that is taken for a sign of long items."""
 
 
 class BatchRun:
     """Made when the batch is accepted; `run` may begin later, and what ends the batch may come before.
 
-    `_windows` are the windows under way by session, with when they were sent; `_held` counts the leases in use.
-    `_returned` is replaced whenever items came back or a lease is to be returned: take it, look, then wait on it.
+    `_windows` are the windows under way by session, `_loading` the sessions that load the program; `_held` counts the
+    leases in use. `_returned` is replaced whenever items came back or a lease is to be returned: take it, look, then
+    wait on it. `_silent`: for a while no window has ended.
     """
 
     def __init__(self, batch: Batch, progress: BatchProgress, around: Surroundings) -> None:
@@ -42,7 +45,9 @@ class BatchRun:
         self._around = around
         self._accepted_at = trio.current_time()
         self._sizer = WindowSizer()
-        self._windows: dict[str, tuple[Lease, float]] = {}
+        self._windows: dict[str, Delivery] = {}
+        self._loading: set[Session] = set()
+        self._silent = False
         self._held = 0
         self._claimed = (0, 0)
         self._lost_while_loading = 0
@@ -81,7 +86,7 @@ class BatchRun:
         if not self._progress.finished:
             self._batch.reason = self._batch.reason or reason
             self._perform(self._progress.cancel(reason))
-            if self._nursery is not None and not self._progress.finished:
+            if self._nursery is not None:
                 self._nursery.start_soon(self._kill_late)
 
     def give_up(self, status: ItemStatus, state: BatchState, error: ProgramError) -> None:
@@ -91,15 +96,15 @@ class BatchRun:
 
     def stop_windows(self) -> None:
         """Ask all sessions to end their windows: the disk is full."""
-        for lease, _ in self._windows.values():
-            lease.session.request_stop()
+        for delivery in self._windows.values():
+            delivery.lease.session.request_stop()
 
     async def _kill_late(self) -> None:
         with trio.move_on_after(CANCEL_GRACE_S):
-            while self._windows:
+            while self._windows or self._loading:
                 await self._returned.wait()
-        for lease, _ in list(self._windows.values()):
-            lease.session.kill()
+        for session in [*self._loading, *(delivery.lease.session for delivery in self._windows.values())]:
+            session.kill()
 
     def _refused(self, reason: str) -> None:
         error = ProgramError("ProviderUnavailable", f"no session can be started: {reason}")
@@ -112,9 +117,9 @@ class BatchRun:
         progress = self._progress
         if progress.finished:
             return
-        waiting = progress.waiting
+        waiting = progress.waiting + (progress.recallable if self._silent else 0)
         wanted = min(self._batch.options.max_concurrency, len(self._windows) + waiting)
-        item_s = self._sizer.item_s or self._longest_wait()
+        item_s = self._sizer.item_s or 0.0
         cost_s = max(self._around.pools.start_cost_s(self._batch.language), 0.001)
         # The n-th session saves work / (n - 1) - work / n seconds.
         worthwhile = max(1, self._held)
@@ -131,20 +136,20 @@ class BatchRun:
                 worthwhile=worthwhile,
             )
 
-    def _longest_wait(self) -> float:
-        """A first item takes at least as long as it has been running."""
-        now = trio.current_time()
-        return max((now - began for _, began in self._windows.values()), default=0.0)
-
     async def _grow(self) -> None:
-        """While nothing is known of the items' cost, their silence is what tells that they are long."""
-        delay = max(self._around.pools.start_cost_s(self._batch.language), 0.01)
-        while self._sizer.item_s is None and not self._progress.finished:
+        """The silence of sessions tells that items are long before their end does."""
+        start_cost_s = max(self._around.pools.start_cost_s(self._batch.language), 0.01)
+        delay = start_cost_s
+        while not self._progress.finished:
             with trio.move_on_after(delay) as waiting:
                 await self._returned.wait()
-            if waiting.cancelled_caught:
+            self._silent = waiting.cancelled_caught
+            if self._silent:
+                self._sizer.on_silence(max((one.longest_s for one in self._windows.values()), default=0.0))
                 self._claim()
                 delay *= 2
+            else:
+                delay = max(start_cost_s, SILENCE_S)
 
     async def _serve(self, lease: Lease) -> None:
         """Use a session as long as there is work for it and nobody asks it back."""
@@ -158,7 +163,7 @@ class BatchRun:
             clean = True
             while clean and (found := await self._next_window(lease)) is not None:
                 window, delivery = found
-                self._windows[session.id] = lease, delivery.began
+                self._windows[session.id] = delivery
                 end = await session.run(window, delivery.on_rows)
                 executions += end.done
                 clean = not end.tainted
@@ -188,14 +193,18 @@ class BatchRun:
         assert artifact is not None
         if lease.digest != artifact.digest:
             program = Program(artifact.uid, artifact.digest, artifact.language, artifact.shape, artifact.source)
-            await lease.session.load(program, timeout_s=LOAD_TIMEOUT_S)
+            self._loading.add(lease.session)
+            try:
+                await lease.session.load(program, timeout_s=LOAD_TIMEOUT_S)
+            finally:
+                self._loading.discard(lease.session)
             lease.digest = artifact.digest
         self._batch.sessions_used.add(lease.session.id)
 
     async def _next_window(self, lease: Lease) -> tuple[Window, Delivery] | None:
         """Take the next items for a session. None: return the lease."""
         progress = self._progress
-        while not lease.yielding:
+        while not lease.yielding and lease.executions < lease.executions_max:
             await self._around.recorder.room()
             waiting = progress.next_range
             if waiting is not None:
@@ -206,7 +215,8 @@ class BatchRun:
         return None
 
     def _take(self, lease: Lease, start: int, stop: int, chunk: Chunk) -> tuple[Window, Delivery]:
-        inputs, ids, count = chunk.window(start, min(stop, start + self._sizer.size))
+        items_max = min(self._sizer.size, lease.executions_max - lease.executions)
+        inputs, ids, count = chunk.window(start, min(stop, start + items_max))
         taken = self._progress.take(lease.session.id, count)
         options = self._batch.options
         window = Window(
@@ -230,10 +240,11 @@ class BatchRun:
         if not waiting.cancelled_caught:
             return
         now = trio.current_time()
-        for lease, began in self._windows.values():
-            if now - began >= overdue_s:
-                lease.session.request_stop()
-        await self._returned.wait()
+        overdue = [delivery for delivery in self._windows.values() if now - delivery.began >= overdue_s]
+        for delivery in overdue:
+            delivery.lease.session.request_stop()
+        if overdue:
+            await self._returned.wait()
 
     # --- what sessions report
 
@@ -255,6 +266,7 @@ class BatchRun:
         )
         delivery.started_at += sum(latencies) / 1e6
         delivery.slowest_us = max(delivery.slowest_us, *latencies, 0)
+        delivery.heard_at = trio.current_time()
         self._batch.record(block)
         self._perform(self._progress.on_rows(delivery.lease.session.id, [row.status for row in rows], latencies))
 
@@ -320,7 +332,7 @@ class BatchRun:
                         len(session_ids),
                     )
                     for session_id in session_ids:
-                        self._windows[session_id][0].session.request_stop()
+                        self._windows[session_id].lease.session.request_stop()
                 case RecordRange():
                     self._record_range(action)
                 case Finish(state=state):
@@ -358,10 +370,15 @@ class Delivery:
     def __init__(self, run: BatchRun, lease: Lease, window: Window, started_at: float) -> None:
         self.lease = lease
         self.window = window
-        self.began = trio.current_time()
+        self.began = self.heard_at = trio.current_time()
         self.started_at = started_at
         self.slowest_us = 0
         self._run = run
+
+    @property
+    def longest_s(self) -> float:
+        """What its slowest item takes at least, the one that runs included."""
+        return max(self.slowest_us / 1e6, trio.current_time() - self.heard_at)
 
     def on_rows(self, position: int, encoded: bytes, rows: list[Row]) -> None:
         self._run.deliver(self, position, encoded, rows)

@@ -36,13 +36,14 @@ class Lease:
     """The right to use a session, until `Pools.release` or `Pools.lost`.
 
     `digest` is that of the program the session has loaded, "" for none; `executions` counts the items it has run,
-    `rss_bytes` is the most memory that its process had. The holder keeps them up to date. When `yielding` turns true
-    the lease is to be returned at the next boundary; the session was asked to stop its window, and `on_yield` is
-    called.
+    of which there may be `executions_max`; `rss_bytes` is the most memory that its process had. The holder keeps them
+    up to date. When `yielding` turns true the lease is to be returned at the next boundary; the session was asked to
+    stop its window, and `on_yield` is called.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, executions_max: int) -> None:
         self.session = session
+        self.executions_max = executions_max
         self.digest = ""
         self.executions = 0
         self.rss_bytes: int | None = None
@@ -114,14 +115,15 @@ class Pools:
     def lost(self, session_id: str, reason: str) -> None:
         """The session died, whoever noticed first."""
         if self._leases.pop(session_id, None) is not None:
-            log.warning("session %s lost: %s", session_id, reason)
+            level = logging.DEBUG if reason == "closed" else logging.WARNING  # we killed it
+            log.log(level, "session %s lost: %s", session_id, reason)
             self._perform(self._scheduler.session_lost(trio.current_time(), session_id, reason))
 
     # --- what the actors say
 
     def started(self, session: Session, cost_s: float) -> None:
         log.debug("session %s started in %.0f ms", session.id, cost_s * 1000)
-        self._leases[session.id] = Lease(session)
+        self._leases[session.id] = Lease(session, self._scheduler.executions_max)
         self._perform(self._scheduler.session_started(trio.current_time(), session.id, cost_s))
 
     def start_failed(self, session_id: str, reason: str) -> None:

@@ -173,6 +173,10 @@ class Scheduler:
     def statistics(self, language: str, now: float) -> PoolStatistics:
         return self._ledger.pools[language].statistics(now, self._ledger.free_slots)
 
+    @property
+    def executions_max(self) -> int:
+        return self._limits.executions_max
+
     def start_cost_s(self, language: str) -> float:
         """What the last start of a session took; 0.0 until there was one."""
         return self._ledger.pools[language].start_cost_s

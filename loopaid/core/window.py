@@ -32,8 +32,16 @@ class WindowSizer:
         if items < 1:
             return
         self.item_s = max(took_s / items, slowest_s)
-        affordable = int(TARGET_S / self.item_s) if self.item_s > 0 else ITEMS_MAX
-        self.size = max(1, min(self.size * 2, affordable, ITEMS_MAX))
+        self.size = max(1, min(self.size * 2, self._affordable(), ITEMS_MAX))
+
+    def on_silence(self, lasting_s: float) -> None:
+        """An item that runs has taken so long already: those behind it may be as long."""
+        if lasting_s > (self.item_s or 0.0):
+            self.item_s = lasting_s
+            self.size = max(1, min(self.size, self._affordable()))
+
+    def _affordable(self) -> int:
+        return int(TARGET_S / self.item_s) if self.item_s else ITEMS_MAX
 
 
 def fitting(sizes: list[int]) -> int:

@@ -37,6 +37,20 @@ def test_one_slow_item_is_enough_to_become_careful() -> None:
     assert sizer.size == 2
 
 
+def test_a_silence_is_the_least_that_the_next_items_are_taken_for() -> None:
+    sizer = WindowSizer()
+    for _ in range(12):
+        sizer.on_window(sizer.size, sizer.size * 1e-6, 1e-6)
+    sizer.on_silence(1e-7)
+    assert (sizer.size, sizer.item_s) == (1024, 1e-6)
+    sizer.on_silence(0.0025)
+    assert (sizer.size, sizer.item_s) == (2, 0.0025)
+    sizer.on_silence(0.5)
+    assert (sizer.size, sizer.item_s) == (1, 0.5)
+    sizer.on_window(1, 1e-6, 1e-6)
+    assert (sizer.size, sizer.item_s) == (2, 1e-6)
+
+
 def test_a_window_without_items_teaches_nothing() -> None:
     sizer = WindowSizer()
     sizer.on_window(0, 5.0, 0.0)
