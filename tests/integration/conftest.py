@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -60,8 +61,17 @@ class Ran:
 class Inside:
     """What no client sees of the daemon: processes, and events to wait for."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
         self.daemon = daemon
+        self.opened = trio.Event()
+        """A batch was opened."""
+        add = daemon.batches.add
+
+        def noted(batch: Batch) -> None:
+            add(batch)
+            self.opened.set()
+
+        monkeypatch.setattr(daemon.batches, "add", noted)
 
     def batch(self, batch_id: str = "last") -> Batch:
         return self.daemon.batches.find(None, batch_id)
@@ -95,6 +105,14 @@ class Inside:
     def sessions(self) -> dict[str, LocalSession]:
         """Those that are running."""
         return dict(self.daemon.pools._actors[Language.PYTHON]._sessions)
+
+    async def gone(self, session: LocalSession) -> None:
+        """Wait until the process of a session has ended."""
+        pidfd = os.pidfd_open(session.pid)
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
 
 
 class RawClient:
@@ -201,8 +219,8 @@ async def daemon(open_served: OpenDaemon) -> AsyncIterator[Daemon]:
 
 
 @pytest.fixture
-def inside(daemon: Daemon) -> Inside:
-    return Inside(daemon)
+def inside(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Inside:
+    return Inside(daemon, monkeypatch)
 
 
 @pytest.fixture

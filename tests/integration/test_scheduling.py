@@ -1,0 +1,230 @@
+"""Who runs when, and on which session."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+
+from loopaid.client import Client, Result
+from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.model import BatchState
+
+Run = Callable[..., Awaitable[Any]]
+Push = Callable[..., Awaitable[str]]
+
+ECHO = "def main(value):\n    return value\n"
+WAIT = "import time\n\ndef main(ms):\n    time.sleep(ms / 1000)\n    return ms\n"
+
+
+def begun(result: Result) -> float:
+    return result.executed_at
+
+
+def ended(result: Result) -> float:
+    return result.executed_at + result.latency_ms / 1000
+
+
+# --- priorities and shares
+
+
+@pytest.mark.settings(pool__sessions_max=1)
+async def test_an_urgent_exec_passes_a_bulk_batch_that_holds_the_only_session(
+    client: Client, push: Push, inside: Any
+) -> None:
+    await push(WAIT)
+    bulk = (await client.submit_batch("t", [5] * 400, priority=0)).batch_id
+    await inside.recorded(bulk, 1)
+    urgent = [await client.exec("t", 0, priority=9) for _ in range(3)]
+    summary = await client.show_batch(bulk)
+    assert (summary.state, summary.recorded < 200) == (BatchState.RUNNING, True)
+    assert [each.status for each in urgent] == ["ok"] * 3
+    assert {each.session_id for each in urgent} == set(inside.sessions)
+    assert max(each.queue_ms for each in urgent) < 100
+    await client.cancel_batch(bulk)
+
+
+@pytest.mark.slow
+@pytest.mark.settings(pool__sessions_max=1)
+async def test_an_urgent_exec_of_another_program_gets_the_session_after_its_residence(
+    client: Client, push: Push, inside: Any
+) -> None:
+    await push(WAIT)
+    await push(ECHO, "other")
+    bulk = (await client.submit_batch("t", [5] * 2000, priority=0)).batch_id
+    await inside.recorded(bulk, 1)
+    assert (await client.exec("other", "now", priority=9)).output == "now"
+    assert (await client.show_batch(bulk)).state is BatchState.RUNNING
+    recorded = inside.batch(bulk).log.recorded
+    await inside.recorded(bulk, recorded + 1)
+    await client.cancel_batch(bulk)
+
+
+@pytest.mark.settings(pool__sessions_max=2, pool__python__warm_min=0)
+async def test_two_batches_share_the_pool(client: Client, push: Push, inside: Any) -> None:
+    await push(WAIT)
+    await push(WAIT + "# another\n", "other")
+    results: dict[str, list[Result]] = {}
+
+    async def run(task: str) -> None:
+        async with client.run_batch(task, [20] * 20, max_concurrency=2) as batch:
+            results[task] = [result async for result in batch]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, "t")
+        nursery.start_soon(run, "other")
+    one, other = results["t"], results["other"]
+    assert {each.status for each in one + other} == {"ok"}
+    # Neither waits for the other's end.
+    assert max(map(begun, one)) > min(map(begun, other))
+    assert max(map(begun, other)) > min(map(begun, one))
+    both = [each for each in one if min(map(begun, other)) < begun(each) < max(map(ended, other))]
+    assert len({each.session_id for each in both}) == 1
+    assert inside.pool.total <= 2
+
+
+@pytest.mark.settings(pool__sessions_max=1)
+async def test_the_higher_priority_of_two_that_wait_is_first(client: Client, push: Push, inside: Any) -> None:
+    await push(WAIT)
+    blocking = (await client.submit_batch("t", [200], priority=9)).batch_id
+    await inside.until(blocking, lambda batch: batch.state is BatchState.RUNNING)
+    batch_ids = {priority: (await client.submit_batch("t", [0], priority=priority)).batch_id for priority in (3, 8, 5)}
+    ends = {}
+    for priority, batch_id in batch_ids.items():
+        async with client.results(batch_id) as stream:
+            ends[priority] = begun(await anext(stream))
+    assert sorted(ends, key=lambda priority: ends[priority]) == [8, 5, 3]
+
+
+@pytest.mark.settings(pool__sessions_max=1, pool__lease_wait_ms=100)
+async def test_an_exec_that_gets_no_session_in_time_says_so(client: Client, push: Push, inside: Any) -> None:
+    await push(WAIT)
+    blocking = (await client.submit_batch("t", [30_000])).batch_id
+    await inside.until(blocking, lambda batch: batch.state is BatchState.RUNNING)
+    with pytest.raises(LoopaidError) as refused:
+        await client.exec("t", 0)
+    assert (refused.value.code, refused.value.retry_after_ms) == (ErrorCode.POOL_EXHAUSTED, 100)
+    assert (await client.wait_batch("last")).state is BatchState.CANCELLED
+
+
+# --- windows and sessions of one batch
+
+
+@pytest.mark.settings(pool__sessions_max=2)
+async def test_a_slow_tail_is_taken_back_from_the_session_it_was_sent_to(run: Run) -> None:
+    ran = await run(WAIT, [0] * 500 + [100] * 10, max_concurrency=2)
+    assert ran.summary.by_status == {"ok": 510}
+    tail = Counter(each.session_id for each in ran.results[500:])
+    assert min(tail.values()) >= 3
+    assert sum(tail.values()) == 10
+    assert max(map(ended, ran.results)) - min(map(begun, ran.results[500:])) < 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.settings(pool__sessions_max=4, pool__python__warm_min=0)
+async def test_long_items_behind_short_ones_run_at_once(run: Run) -> None:
+    ran = await run(WAIT, [4] * 6 + [400] * 8, max_concurrency=4)
+    assert ran.summary.by_status == {"ok": 14}
+    first_end = min(map(ended, ran.results[6:]))
+    assert len({each.session_id for each in ran.results[6:] if begun(each) < first_end}) == 4
+
+
+@pytest.mark.settings(pool__python__size_max=2)
+async def test_a_batch_may_want_more_sessions_than_the_language_has(run: Run, inside: Any) -> None:
+    ran = await run(WAIT, [20] * 20, max_concurrency=100)
+    assert ran.summary.by_status == {"ok": 20}
+    assert (len(ran.session_ids), ran.summary.sessions_used, inside.pool.created) == (2, 2, 2)
+
+
+async def test_short_work_is_not_worth_a_second_session(run: Run) -> None:
+    ran = await run(ECHO, range(50), max_concurrency=50)
+    assert ran.summary.by_status == {"ok": 50}
+    assert len(ran.session_ids) <= 2
+
+
+# --- the life of a session
+
+
+@pytest.mark.settings(pool__executions_max=3, pool__python__warm_min=0)
+async def test_sessions_are_replaced_after_executions_max(client: Client, push: Push, inside: Any) -> None:
+    await push(ECHO)
+    results = [await client.exec("t", n) for n in range(9)]
+    assert [each.output for each in results] == list(range(9))
+    assert [each.execution_number for each in results] == [1, 2, 3] * 3
+    assert len({each.session_id for each in results}) == 3
+    assert inside.pool.created == 3
+
+
+@pytest.mark.settings(pool__executions_max=10, pool__python__warm_min=0)
+async def test_a_long_batch_goes_from_session_to_session(run: Run) -> None:
+    ran = await run(ECHO, range(100), max_concurrency=1)
+    assert ran.outputs == list(range(100))
+    numbers = Counter(each.session_id for each in ran.results)
+    assert list(numbers.values()) == [10] * 10
+
+
+@pytest.mark.settings(pool__idle_timeout_s=0.05, pool__python__warm_min=1)
+async def test_idle_sessions_are_closed_and_spares_are_kept(client: Client, push: Push, inside: Any) -> None:
+    await push(ECHO)
+    first = await client.exec("t", 1)
+    await inside.gone(inside.sessions[first.session_id])
+    second = await client.exec("t", 2)
+    assert (second.output, second.session_id != first.session_id) == (2, True)
+    await inside.gone(inside.sessions[second.session_id])
+    assert inside.pool.destroyed["idle"] >= 1
+
+
+@pytest.mark.settings(pool__idle_timeout_s=0, pool__python__warm_min=0)
+async def test_sessions_that_expire_as_soon_as_they_rest_are_never_lent_again(
+    client: Client, push: Push, inside: Any
+) -> None:
+    await push(ECHO)
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            for n in range(5):
+                assert (await client.exec("t", n)).output == n
+
+        for _ in range(3):
+            nursery.start_soon(ask)
+    assert inside.pool.total <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.settings(pool__lifetime_max_s=1, pool__python__warm_min=0)
+async def test_a_session_that_is_too_old_is_replaced_under_a_running_batch(run: Run, inside: Any) -> None:
+    ran = await run(WAIT, [10] * 150, max_concurrency=1)
+    assert ran.summary.by_status == {"ok": 150}
+    assert {each.attempt for each in ran.results} == {1}
+    assert len(ran.session_ids) == 2
+    assert inside.pool.destroyed == {"lifetime": 1}
+
+
+@pytest.mark.slow
+async def test_an_idle_session_outlives_the_threads_of_the_daemon(client: Client, push: Push) -> None:
+    """A sandbox started by a worker thread would die with it, 10 s after its last use."""
+    await push(ECHO)
+    first = await client.exec("t", 1)
+    await trio.sleep(11)
+    assert (await client.exec("t", 2)).session_id == first.session_id
+
+
+# --- cancelling
+
+
+async def test_a_program_that_never_finishes_loading_does_not_outlive_its_batch(
+    client: Client, push: Push, inside: Any
+) -> None:
+    await push("def main(n):\n    return n\n\nwhile True:\n    pass\n", "endless")
+    await push(ECHO)
+    batch_id = (await client.submit_batch("endless", [1])).batch_id
+    await inside.until(batch_id, lambda batch: batch.state is BatchState.RUNNING)
+    loading = [session for session in inside.sessions.values() if session._running]
+    await client.cancel_batch(batch_id)
+    assert (await client.wait_batch(batch_id)).by_status == {"cancelled": 1}
+    assert len(loading) == 1
+    await inside.gone(loading[0])
+    assert (await client.exec("t", 1)).output == 1
