@@ -89,10 +89,10 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("LOOPAID_", "XDG_"))}
     stderr = directory / "stderr"
     with ExitStack() as opened:
+        places = ["--socket", str(directory / "socket"), "--state-dir", str(directory / "state")]
         read, write = os.pipe()
         process = subprocess.Popen(
-            [sys.executable, "-m", "loopaid.daemon.main", "--ready-fd", str(write)]
-            + ["--socket", str(directory / "socket"), "--state-dir", str(directory / "state")],
+            [sys.executable, "-m", "loopaid.daemon.main", "--ready-fd", str(write), *places],
             cwd=Path(loopaid.__file__).parents[1],
             env=kept | settings,
             pass_fds=[write],
