@@ -101,7 +101,7 @@ class LoggedBatch:
             case records.ITEMS_DONE:
                 block = decode_block(payload)
                 if block.batch_id == batch_id:
-                    self.outcomes += _logged(block)
+                    self.outcomes += outcomes_of(block)
             case records.BATCH_ENDED:
                 ended = records.decode_ended(payload)
                 if ended.batch_id == batch_id:
@@ -141,7 +141,8 @@ def _heard(result: Result) -> Outcome:
     )
 
 
-def _logged(block: Block) -> Iterator[Outcome]:
+def outcomes_of(block: Block) -> Iterator[Outcome]:
+    """What the records of a block say."""
     if block.status is not None:
         error = block.error.message if block.error is not None else ""
         for index in range(block.first_index, block.first_index + block.count):
