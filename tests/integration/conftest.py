@@ -108,7 +108,10 @@ class Inside:
 
     async def gone(self, session: LocalSession) -> None:
         """Wait until the process of a session has ended."""
-        pidfd = os.pidfd_open(session.pid)
+        try:
+            pidfd = os.pidfd_open(session.pid)
+        except ProcessLookupError:
+            return
         try:
             await trio.lowlevel.wait_readable(pidfd)
         finally:
