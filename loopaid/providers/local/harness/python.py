@@ -99,6 +99,8 @@ class Capture:
     def take(self):
         """Return (text, truncated, size) of what was written since the last time, and forget it."""
         size = os.lseek(self.fd, 0, os.SEEK_CUR)
+        if not size:
+            return "", False, 0
         text = os.pread(self.fd, min(size, self.limit), 0).decode("utf-8", "replace")
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
