@@ -41,7 +41,7 @@ class Receiving:
         self.sampled_count = 0
         self.checking: trio.Event | None = None
         """While its ids are checked: set when they are."""
-        self.last_heard = trio.current_time()
+        self.expiry = trio.CancelScope(deadline=trio.current_time() + RECEIVING_TIMEOUT_S)
 
     def add(self, batch: Batch, chunk: ItemsChunk) -> None:
         """Note a chunk that follows those of `batch`."""
@@ -50,7 +50,7 @@ class Receiving:
         if self.ids is not None:
             self.ids.add(chunk)
         self.sampled_count += count_sampled(batch.id, chunk, batch.opened.sampling_rate)
-        self.last_heard = trio.current_time()
+        self.expiry.deadline = trio.current_time() + RECEIVING_TIMEOUT_S
 
 
 class Intake:
@@ -109,8 +109,9 @@ class Intake:
         )
         batch = Batch(opened, artifact, self._around)
         self._batches.add(batch)
-        self._around.recorder.append(records.BATCH_OPENED, records.encode(opened), deferred=isinstance(request, Exec))
-        self.receive(batch)
+        at_once = isinstance(request, Exec)
+        self._around.recorder.append(records.BATCH_OPENED, records.encode(opened), deferred=at_once)
+        self.receive(batch, expires=not at_once)
         return batch, True
 
     def add_items(self, batch: Batch, chunk: ItemsChunk, *, deferred: bool = False) -> None:
@@ -172,13 +173,14 @@ class Intake:
         batch.sampled_count = receiving.sampled_count
         closed = records.BatchClosed(batch.id, batch.log.received, receiving.sampled_count, self._around.wall_time())
         self._around.recorder.append(records.BATCH_CLOSED, records.encode(closed), deferred=deferred)
-        del self._receiving[batch.id]
+        self._receiving.pop(batch.id).expiry.cancel()
         self._batches.accept(batch, closed.total)
 
-    def receive(self, batch: Batch) -> None:
+    def receive(self, batch: Batch, *, expires: bool = True) -> None:
         """Take items for an open batch from now on."""
-        self._receiving[batch.id] = Receiving()
-        self._nursery.start_soon(self._expire, batch)
+        receiving = self._receiving[batch.id] = Receiving()
+        if expires:
+            self._nursery.start_soon(self._expire, batch, receiving)
 
     def replay(self, batch: Batch, chunk: ItemsChunk) -> None:
         """Note a chunk that the log holds already."""
@@ -193,18 +195,17 @@ class Intake:
 
     def drop(self, batch: Batch, reason: str) -> None:
         """Give up a batch that was not accepted yet."""
-        del self._receiving[batch.id]
+        self._receiving.pop(batch.id).expiry.cancel()
         self._batches.drop(batch, reason)
 
-    async def _expire(self, batch: Batch) -> None:
+    async def _expire(self, batch: Batch, receiving: Receiving) -> None:
         """Drop a submission that nobody goes on with."""
-        while (receiving := self._receiving.get(batch.id)) is not None:
-            due = receiving.last_heard + RECEIVING_TIMEOUT_S
-            if trio.current_time() >= due and receiving.checking is None:
-                log.warning("batch %s dropped: no items for %.0f s before it was closed", batch.id, RECEIVING_TIMEOUT_S)
-                self.drop(batch, f"no items came for {RECEIVING_TIMEOUT_S:.0f} s")
-                return
-            await trio.sleep_until(max(due, trio.current_time() + 1))
+        with receiving.expiry:
+            await trio.sleep_forever()
+        await self.wait_checked(batch)
+        if batch.id in self._receiving:
+            log.warning("batch %s dropped: no items for %.0f s before it was closed", batch.id, RECEIVING_TIMEOUT_S)
+            self.drop(batch, f"no items came for {RECEIVING_TIMEOUT_S:.0f} s")
 
     # --- checks
 
