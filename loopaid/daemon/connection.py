@@ -134,8 +134,6 @@ class ClientStream:
 
     async def _receive_all(self, nursery: trio.Nursery) -> None:
         while True:
-            while self._outbox_bytes > OUTBOX_BYTES_MAX:  # who does not take answers may not ask for more
-                await self._outbox_taken.wait()
             try:
                 data = await self._stream.receive_some(READ_BYTES)
             except trio.BrokenResourceError:
@@ -143,6 +141,7 @@ class ClientStream:
             if not data:
                 return
             for event in self.wire.receive_data(data):
+                await self._room()  # who does not take answers may not ask for more
                 self._on_event(event, nursery)
 
     def _on_event(self, event: ServerEvent, nursery: trio.Nursery) -> None:
@@ -214,10 +213,13 @@ class ClientStream:
 
     async def send(self, data: bytes) -> None:
         """Queue a frame; waits while the client's socket is behind."""
-        while self._outbox_bytes > OUTBOX_BYTES_MAX:
-            await self._outbox_taken.wait()
+        await self._room()
         self._put(data)
         await trio.lowlevel.checkpoint()
+
+    async def _room(self) -> None:
+        while self._outbox_bytes > OUTBOX_BYTES_MAX:
+            await self._outbox_taken.wait()
 
     def _put(self, data: bytes) -> None:
         self._outbox.append(data)

@@ -46,8 +46,10 @@ CONNECTION: Final = 0
 """The request id that stands for the connection itself."""
 CREDIT_BYTES_MAX: Final = 1 << 40
 """The most that one CREDIT may grant: far above any window."""
+ERROR_CHARS_MAX: Final = 4000
+"""A message or a path may quote the request, and an ERROR always fits a frame and somebody's screen."""
 _REASON_CHARS_MAX: Final = 500
-"""A reason may quote the request, and an ERROR has to fit a frame and somebody's screen."""
+"""Of what a decoder says about a request."""
 _BULK_REQUESTS: Final = (AddItems, SubmitBatch)
 _decode_hello: Final = msgspec.msgpack.Decoder(Hello).decode
 _decode_error: Final = msgspec.msgpack.Decoder(ErrorInfo).decode
@@ -147,9 +149,10 @@ class ServerConnection(_Connection):
 
     def error(self, request_id: int, info: ErrorInfo) -> bytes:
         """Refuse a request, which is in flight no longer; with id 0 say why the connection will be closed."""
+        body = encode(_presentable(info))
         if request_id == CONNECTION:
-            return encode_frame(FrameKind.ERROR, CONNECTION, encode(info))
-        return self._answer(FrameKind.ERROR, request_id, encode(info))
+            return encode_frame(FrameKind.ERROR, CONNECTION, body)
+        return self._answer(FrameKind.ERROR, request_id, body)
 
     def event(self, request_id: int, event: object, *, bulk: bool = False) -> bytes:
         """Encode an event; bytes are taken as encoded already. A bulk one needs `stream_credit` above 0."""
@@ -295,7 +298,8 @@ class ClientConnection(_Connection):
 
 
 def _describe(hello: Hello) -> str:
-    return f"{hello.software or 'the other side'} speaks {hello.protocol_min} to {hello.protocol_max}"
+    name = "".join(filter(str.isprintable, hello.software[:100])) or "the other side"
+    return f"{name} speaks {hello.protocol_min} to {hello.protocol_max}"
 
 
 def _credit_in(frame: Frame) -> int:
@@ -317,6 +321,12 @@ def _invalid_request(error: Exception, request_id: int) -> ErrorInfo:
     """Split msgspec's message, "Expected `int`, got `str` - at `$.options.priority`", into reason and path."""
     reason, _, place = str(error).partition(" - at `")
     path = place.rstrip("`").removeprefix("$").removeprefix(".")
-    return ErrorInfo(
-        code=ErrorCode.INVALID_REQUEST, message=reason[:_REASON_CHARS_MAX], path=path or None, request_id=request_id
-    )
+    reason, path = reason[:_REASON_CHARS_MAX], path[:_REASON_CHARS_MAX]
+    return ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=reason, path=path or None, request_id=request_id)
+
+
+def _presentable(info: ErrorInfo) -> ErrorInfo:
+    if len(info.message) <= ERROR_CHARS_MAX and len(info.path or "") <= ERROR_CHARS_MAX:
+        return info
+    message, path = info.message[:ERROR_CHARS_MAX], info.path and info.path[:ERROR_CHARS_MAX]
+    return msgspec.structs.replace(info, message=message, path=path)

@@ -7,7 +7,7 @@ the hot path: an array that carries a block of the log unchanged.
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
@@ -22,6 +22,11 @@ ITEMS_PER_CHUNK_MAX: Final = 4096
 """Items in one chunk: a window never crosses a chunk, and a chunk is read back as a whole."""
 CHUNK_BYTES_TARGET: Final = 1 << 20
 """Clients close a chunk at this many bytes of input, so that reading one back stays cheap."""
+KEY_CHARS_MAX: Final = 256
+REASON_CHARS_MAX: Final = 1000
+"""Texts that the log and every summary carry on."""
+
+IdempotencyKey = Annotated[str, msgspec.Meta(max_length=KEY_CHARS_MAX)]
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,8 +100,8 @@ class ItemsChunk(msgspec.Struct, frozen=True, array_like=True):
     first: int
     count: int
     inputs: bytes
-    ids: list[str] | None = None
-    forced: list[int] = []
+    ids: Annotated[list[str], msgspec.Meta(max_length=ITEMS_PER_CHUNK_MAX)] | None = None
+    forced: Annotated[list[int], msgspec.Meta(max_length=ITEMS_PER_CHUNK_MAX)] = []
 
 
 class OpenBatch(Request, frozen=True, tag="batch.open"):
@@ -105,7 +110,7 @@ class OpenBatch(Request, frozen=True, tag="batch.open"):
     task: str
     version: int | None = None
     options: RequestedOptions = RequestedOptions()
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey | None = None
     sampling_rate: float | None = None
     attached: bool = False
 
@@ -129,7 +134,7 @@ class SubmitBatch(Request, frozen=True, tag="batch.submit"):
     items: ItemsChunk
     version: int | None = None
     options: RequestedOptions = RequestedOptions()
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey | None = None
     sampling_rate: float | None = None
     attached: bool = False
 
@@ -175,7 +180,7 @@ class WaitBatch(Request, frozen=True, tag="batch.wait"):
 
 class CancelBatch(Request, frozen=True, tag="batch.cancel"):
     batch_id: str
-    reason: str = ""
+    reason: Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)] = ""
 
 
 # --- the daemon itself
