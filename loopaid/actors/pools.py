@@ -213,6 +213,7 @@ class PoolActor:
         self._language = language
         self._provider = provider
         self._orders, self._mailbox = trio.open_memory_channel[StartSession | CloseSession](MAILBOX_MAX)
+        self._starting: set[str] = set()
         self._sessions: dict[str, Session] = {}
 
     def order(self, action: StartSession | CloseSession) -> None:
@@ -236,30 +237,40 @@ class PoolActor:
     async def _start(self, session_id: str) -> None:
         """Start a session and stay with it until it is gone."""
         began = trio.current_time()
+        self._starting.add(session_id)
         try:
             session = await self._provider.start(self._language, session_id)
-        except StartFailed as error:
+        except (StartFailed, OSError) as error:  # OSError: no descriptors, no memory
+            self._starting.discard(session_id)
             self._pools.start_failed(session_id, str(error))
             return
+        self._starting.discard(session_id)
         self._sessions[session_id] = session
         self._pools.started(session, trio.current_time() - began)
         reason = await session.wait_gone()
         if self._sessions.pop(session_id, None) is not None:  # else somebody closed it
-            await session.aclose()
-            self._pools.lost(session_id, reason)
+            try:
+                await session.aclose()
+            finally:
+                self._pools.lost(session_id, reason)
 
     async def _close(self, session_id: str, reason: str) -> None:
         session = self._sessions.pop(session_id, None)
-        if session is not None:
-            await session.aclose()
-        self._pools.closed(session_id, reason)
+        try:
+            if session is not None:
+                await session.aclose()
+        finally:
+            self._pools.closed(session_id, reason)
 
     async def _close_all(self) -> None:
-        """On the way out: nothing that was started stays behind."""
+        """On the way out, or before another try: nothing stays behind, and nobody waits for what was to start."""
+        for session_id in list(self._starting):
+            self._starting.discard(session_id)
+            self._pools.closed(session_id, "the pool closed")
         for session_id, session in list(self._sessions.items()):
             del self._sessions[session_id]
             await session.aclose()
-            self._pools.closed(session_id, "the pool closed")
+            self._pools.lost(session_id, "closed")
 
 
 @asynccontextmanager

@@ -16,18 +16,26 @@ async def supervise(
     budget: RestartBudget,
     on_failure: Callable[[Exception, float], None],
 ) -> None:
-    """Run `actor` again whenever it raises one of `failures`, after the delay that `budget` says.
+    """Run `actor` again whenever it raises nothing but `failures`, after the delay that `budget` says.
 
-    `on_failure` is told the exception and the delay in seconds. Returns when the actor does. When the budget is
-    spent the exception goes on; so does every exception that is not named.
+    They may come in groups, as an actor's nursery raises them. `on_failure` is told the first of them and the delay
+    in seconds. Returns when the actor does. When the budget is spent the exceptions go on, in a group; so does every
+    exception that is not named.
     """
     while True:
+        delay: float | None = None
         try:
             await actor()
             return
-        except failures as error:
+        except* failures as group:
             delay = budget.on_failure(trio.current_time())
             if delay is None:
                 raise
-            on_failure(error, delay)
-        await trio.sleep(delay)
+            on_failure(_first(group), delay)
+        await trio.sleep(delay or 0.0)
+
+
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -63,6 +63,7 @@ class FakeProvider:
 
     Starting takes `start_ms`. What stands in `start_failures` is used up one per start: a message for StartFailed,
     an OSError to be raised as it is, None for a start that succeeds. `broken`, if not None, fails all the others.
+    `close_failures` are used up one per session that is closed, which is gone all the same.
     """
 
     sandbox = "fake"
@@ -71,6 +72,7 @@ class FakeProvider:
     def __init__(self, *, start_ms: float = 10.0) -> None:
         self.start_ms = start_ms
         self.start_failures: deque[str | OSError | None] = deque()
+        self.close_failures: deque[OSError] = deque()
         self.broken: str | None = None
         self.loading: dict[str, Loading] = {}
         self.sessions: list[FakeSession] = []
@@ -195,6 +197,8 @@ class FakeSession:
     async def aclose(self) -> None:
         self.kill()
         await trio.lowlevel.checkpoint()
+        if self._provider.close_failures:
+            raise self._provider.close_failures.popleft()
 
     # --- inside
 

@@ -116,7 +116,7 @@ async def test_there_is_room_again_when_the_disk_has_caught_up(
             await trio.sleep(SYNC_S / 2)  # the first is on its way
             recorder.append(1, bytes(1100))
             await recorder.room()
-            assert trio.current_time() == pytest.approx(SYNC_S)
+            assert SYNC_S <= trio.current_time() <= 2 * SYNC_S
 
 
 class FullDisk:
