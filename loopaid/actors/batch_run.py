@@ -67,7 +67,8 @@ class BatchRun:
                 self._nursery = nursery
                 self._perform(self._progress.begin())
                 self._claim()
-                nursery.start_soon(self._grow)
+                if self._batch.total > 1:
+                    nursery.start_soon(self._grow)
                 async for lease in self._granted:
                     if isinstance(lease, Refused):
                         self._refused(str(lease))

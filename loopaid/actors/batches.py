@@ -143,6 +143,8 @@ class Batches:
         )
         await self._runs[batch.id].run()
         self.finished(batch)
+        if not log.isEnabledFor(level):
+            return  # a summary costs something, and whoever waits for this one result has not got it yet
         summary = batch.summary()
         log.log(
             level,
