@@ -241,7 +241,8 @@ class Intake:
         if problem is not None:
             raise LoopaidError(ErrorCode.SANDBOX_UNAVAILABLE, problem)
         self._around.recorder.check_accepting()
-        unfinished = len(self._batches.unfinished)
+        # One that has ended may still be returning its sessions; whoever was told of the end may submit the next.
+        unfinished = sum(not batch.state.is_final for batch in self._batches.unfinished)
         if unfinished >= self._config.batch.queued_max:
             raise LoopaidError(
                 ErrorCode.QUEUE_FULL,
