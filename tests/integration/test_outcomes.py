@@ -95,7 +95,7 @@ async def test_other_outputs_are_invalid_and_say_where(run: Run) -> None:
         "chr(0xd800)": "the output is not one line of valid JSON",
         "{chr(0xdfff): 1}": "the output is not one line of valid JSON",
     }
-    ran = await run(EVAL, [*expected, "'next'"])
+    ran = await run(EVAL, [*expected, "'next'"], max_concurrency=1)
     assert ran.statuses == ["invalid_output"] * len(expected) + ["ok"]
     assert dict(zip(expected, ran.errors[:-1], strict=True)) == {
         expression: ("InvalidOutput", message) for expression, message in expected.items()
