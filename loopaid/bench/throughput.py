@@ -39,19 +39,19 @@ class Variant(msgspec.Struct, frozen=True):
 async def throughput(setting: Setting) -> list[Result]:
     async with AsyncExitStack() as stack:
         start = partial(_start, setting, stack)
-        client = await start(3, function=FUNCTION, script=SCRIPT, printing=PRINTING)
+        client, socket = await start(3, function=FUNCTION, script=SCRIPT, printing=PRINTING)
         variants = [
             Variant(FUNCTION_NAME, client, "function", Workload(setting.items)),
             Variant(SCRIPT_NAME, client, "script", Workload(setting.items)),
             *_features(
                 max(1, setting.items // 2),
                 client,
-                await start(1, {"LOG__DURABILITY": "os"}, function=FUNCTION),
-                await start(1, {"SANDBOX__KIND": "none"}, function=FUNCTION),
+                (await start(1, {"LOG__DURABILITY": "os"}, function=FUNCTION))[0],
+                (await start(1, {"SANDBOX__KIND": "none"}, function=FUNCTION))[0],
             ),
         ]
         rates = await _measure(setting, variants)
-        latencies = await exec_latency(setting, client, "function")
+        latencies = await exec_latency(setting, client, socket, "function")
         log = await client.log_info()
         recorded = sum(one.workload.count for one in variants if one.client is client) * (setting.repeats + 1)
         sessions = (await client.status()).pools[0].created
@@ -67,8 +67,8 @@ async def _start(
     programs: int,
     settings: dict[str, str] | None = None,
     **sources: str,
-) -> Client:
-    """A daemon with two sessions for each of its programs, which stay warm while others run."""
+) -> tuple[Client, str]:
+    """A client of a daemon with two sessions for each of its programs, which stay warm while others run; its socket."""
     sessions = str(SESSIONS * programs)
     settings = {
         "POOL__SESSIONS_MAX": sessions,
@@ -77,9 +77,9 @@ async def _start(
         "POOL__EXECUTIONS_MAX": "1000000000",
         **(settings or {}),
     }
-    client, _ = await stack.enter_async_context(setting.client(**settings))
+    client, process = await stack.enter_async_context(setting.client(**settings))
     await install(client, **sources)
-    return client
+    return client, process.socket
 
 
 def _features(count: int, client: Client, os_client: Client, bare_client: Client) -> list[Variant]:

@@ -33,6 +33,8 @@ THROUGHPUT = [
     "fdatasync p50",
     "exec p50",
     "exec p99",
+    "exec p50, blocking client",
+    "exec p99, blocking client",
     "log: commits",
     "log: size",
     "log: records",
@@ -80,8 +82,8 @@ def test_throughput_is_measured_beside_others_and_by_feature(
     peers = {name for name in results if name.startswith(("ProcessPool", "joblib"))}
     assert results["function"]["ratio_to"].keys() == results["script"]["ratio_to"].keys() == peers
     assert results["durability os"]["ratio_to"].keys() == {"function, fewer items"}
-    # Two runs (one to get warm) of 2 x 200 and 6 x 100 items, and 200 calls.
-    assert results["log: records"]["median"] == 2 * (2 * 200 + 6 * 100) + 200
+    # Two runs (one to get warm) of 2 x 200 and 6 x 100 items, and 200 calls of each client.
+    assert results["log: records"]["median"] == 2 * (2 * 200 + 6 * 100) + 2 * 200
 
 
 def test_ten_times_as_many_items_are_compared_with_as_many_as_asked_for(
