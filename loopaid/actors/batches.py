@@ -32,7 +32,7 @@ class Batches:
         self._runs: dict[str, BatchRun] = {}
         self._watchers: dict[str, int] = {}
         self._unfinished: dict[str, Batch] = {}
-        self._idle = trio.Event()
+        self._changed = trio.Event()
 
     def __repr__(self) -> str:
         return f"<Batches {len(self._batches)}, {len(self._unfinished)} unfinished>"
@@ -75,9 +75,9 @@ class Batches:
         return list(self._unfinished.values())
 
     async def wait_idle(self) -> None:
-        """Wait until no batch is unfinished."""
-        while self._unfinished:
-            await self._idle.wait()
+        """Wait until no batch runs or is about to. Those that are held or still received are for another day."""
+        while any(batch.state in (BatchState.QUEUED, BatchState.RUNNING) for batch in self._unfinished.values()):
+            await self._changed.wait()
 
     # --- their life
 
@@ -108,11 +108,9 @@ class Batches:
         self._nursery.start_soon(self._run, batch)
 
     def drop(self, batch: Batch, reason: str) -> None:
-        """A batch that was not accepted is given up; its key is free again."""
+        """A batch that was not accepted is given up."""
         batch.finish(BatchState.CANCELLED, reason)
-        self.finished(batch)
-        if batch.opened.idempotency_key is not None:
-            self._by_key.pop((batch.opened.uid, batch.opened.idempotency_key), None)
+        self.dropped(batch)
 
     def cancel(self, batch: Batch, reason: str) -> None:
         """End an accepted batch; does nothing to one that has ended."""
@@ -120,6 +118,7 @@ class Batches:
         if run is not None:
             run.cancel(reason)
             if batch.state is BatchState.HELD:
+                batch.state = BatchState.QUEUED
                 self.start(batch)
 
     def give_up(self, batch: Batch, error: ProgramError) -> None:
@@ -162,9 +161,14 @@ class Batches:
         """Its end is in the log."""
         self._unfinished.pop(batch.id, None)
         self._runs.pop(batch.id, None)
-        if not self._unfinished:
-            self._idle.set()
-            self._idle = trio.Event()
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def dropped(self, batch: Batch) -> None:
+        """It ended before it was accepted: its key is free again."""
+        self.finished(batch)
+        if batch.opened.idempotency_key is not None:
+            self._by_key.pop((batch.opened.uid, batch.opened.idempotency_key), None)
 
     @contextmanager
     def watched(self, batch: Batch) -> Iterator[None]:

@@ -73,7 +73,7 @@ class BatchResumed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BatchEnded(msgspec.Struct, frozen=True, array_like=True):
-    """`by_status` counts by the status's number. `latency` is of the daemon's last life under the batch."""
+    """`by_status` counts by the status's number. `latency` is of the items that ran."""
 
     batch_id: str
     state: BatchState

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Final, Literal
 
 from loopaid.actors import records
 from loopaid.actors.batch import Batch, Surroundings
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 Policy = Literal["resume", "hold", "fail"]
 
+_ARTIFACT_LOST: Final = ProgramError("ArtifactLost", "the catalog does not have the program any more")
+
 
 class Recovery:
     """One pass over the journal and one over what is unfinished; `run` it once, before anything else."""
@@ -32,6 +34,7 @@ class Recovery:
         self._around = around
         self._policy = policy
         self._found: dict[str, Batch] = {}
+        self._accepted: set[str] = set()
         self._attempts: dict[str, int] = {}
 
     def run(self) -> None:
@@ -56,6 +59,7 @@ class Recovery:
                     batch = found[closed.batch_id]
                     batch.total, batch.sampled_count = closed.total, closed.sampled_count
                     batch.state = BatchState.QUEUED
+                    self._accepted.add(batch.id)
                 case records.ITEMS_DONE:
                     head = decode_block_head(frame.payload)
                     found[head.batch_id].log.add_block(frame.position, head.first_index, head.count)
@@ -67,18 +71,25 @@ class Recovery:
                     found[ended.batch_id].replay_end(ended)
         for batch in found.values():
             self._batches.add(batch)
-            if batch.state.is_final:
+            if batch.state.is_final and batch.id in self._accepted:
                 self._batches.finished(batch)
+            elif batch.state.is_final:
+                self._batches.dropped(batch)
 
     def _opened(self, opened: records.BatchOpened) -> None:
         try:
             artifact = self._catalog.artifact(opened.uid, opened.task, opened.version)
         except LoopaidError:  # the catalog is a journal of its own, and only a batch that still runs needs it
             artifact = None
+        if artifact is not None and artifact.digest != opened.digest:  # another catalog's
+            artifact = None
         self._found[opened.batch_id] = Batch(opened, artifact, self._around)
 
     def _go_on_receiving(self, batch: Batch) -> None:
         self._intake.receive(batch)
+        if batch.artifact is None:
+            self._intake.drop(batch, _ARTIFACT_LOST.message)
+            return
         index = 0
         while index < batch.log.received:
             frame = self._around.recorder.read(batch.log.chunk_position(index))
@@ -95,6 +106,7 @@ class Recovery:
             log.error("batch %s is given up: %s", batch.id, failure.message)
             self._batches.give_up(batch, failure)
             return
+        self._batches.expect_watcher(batch)
         done = f"{batch.log.recorded} of {batch.total} items recorded"
         if self._policy == "hold":
             batch.state = BatchState.HELD
@@ -104,20 +116,22 @@ class Recovery:
         resumed = records.BatchResumed(batch.id, attempt, self._around.wall_time())
         self._around.recorder.append(records.BATCH_RESUMED, records.encode(resumed))
         self._batches.start(batch)
-        self._batches.expect_watcher(batch)
 
     def _count(self, batch: Batch, progress: BatchProgress) -> None:
+        """Take over what is known of the items that have records."""
         for position in batch.log.block_positions():
             block = decode_block(self._around.recorder.read(position).payload)
             if block.status is not None:
                 progress.count([block.status] * block.count, ())
             else:
+                batch.sessions_used.add(block.session_id)
+                batch.started_at = min(batch.started_at or block.started_at, block.started_at)
                 progress.count([row.status for row in block.rows], [row.latency_us for row in block.rows])
 
     def _failure(self, batch: Batch, attempt: int) -> ProgramError | None:
         """Why a batch cannot go on."""
         if batch.artifact is None:
-            return ProgramError("ArtifactLost", "the catalog does not have the program any more")
+            return _ARTIFACT_LOST
         if attempt > self._around.attempts_max:
             return ProgramError("Interrupted", f"the daemon died {attempt - 1} times under this batch")
         if self._policy == "fail":

@@ -199,8 +199,12 @@ class BatchProgress:
         return self._end(_Ending(status, state, error)) + self._settle()
 
     def begin(self) -> list[Action]:
-        """To be called once, before the first `take`: ends a batch that has nothing to do."""
-        return self._settle()
+        """To be called once, before the first `take`: ends a batch that has nothing to do, or that was stopped by an
+        error in an earlier life of the daemon."""
+        actions: list[Action] = []
+        if self.options.stop_on_first_error and self.recorded > self.by_status[_OK]:
+            actions = self._end(_Ending(ItemStatus.SKIPPED, BatchState.DONE))
+        return actions + self._settle()
 
     # --- how it ends
 
