@@ -149,7 +149,8 @@ class Intake:
             await self._around.recorder.committed()
             await ids.check(batch.log)
         except LoopaidError as error:
-            self.drop(batch, error.message)
+            self.cancel(batch, error.message)
+            await self._around.recorder.committed()  # who is told so may use the key again
             raise
         finally:
             receiving.checking.set()
