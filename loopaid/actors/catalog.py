@@ -82,6 +82,7 @@ class Catalog:
             raise LoopaidError(ErrorCode.TASK_ALREADY_EXISTS, f"the task {name!r} exists already", path="name")
         if known is not None and sampling_rate in (None, known.sampling_rate):
             return known
+        self._recorder.check_accepting()
         rate = sampling_rate if sampling_rate is not None else 0.0
         task = Task(uid, name, rate, known.created_at if known is not None else self._wall_time())
         self._apply_task(task)
@@ -132,6 +133,7 @@ class Catalog:
                 f"the source has {size} bytes, more than {self._source_bytes_max}",
                 path="source",
             )
+        self._recorder.check_accepting()
         shape = shape or detect_shape(source)
         digest = hashlib.sha256(f"{language}\0{shape}\0{source}".encode()).hexdigest()
         if if_changed and versions and versions[-1].digest == digest:
@@ -150,6 +152,7 @@ class Catalog:
 
     async def activate(self, uid: int, name: str, version: int) -> Artifact:
         artifact = self.artifact(uid, name, version)
+        self._recorder.check_accepting()
         self._activate(artifact)
         await self._recorder.committed()
         return artifact
