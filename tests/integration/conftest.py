@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from loopaid.daemon.app import Daemon, open_daemon
 from loopaid.daemon.server import open_listener
 from loopaid.errors import LoopaidError
 from loopaid.model import BatchSummary, Language, PoolStatistics
+from loopaid.providers.local import provider
 from loopaid.providers.local.process import LocalSession
 from loopaid.wire.connection import ClientConnection
 from loopaid.wire.events import Answer, CreditReceived, ErrorReceived, HelloReceived
@@ -179,6 +181,14 @@ Push = Callable[..., Awaitable[str]]
 Run = Callable[..., Awaitable[Ran]]
 OpenDaemon = Callable[[], AbstractAsyncContextManager[Daemon]]
 OpenRaw = Callable[[], AbstractAsyncContextManager[RawClient]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def probe_once() -> Iterator[None]:
+    """The sandbox of one configuration is tried once, not for each of the daemons: that is most of their start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provider, "_find", functools.cache(provider._find))
+        yield
 
 
 @pytest.fixture
