@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from loopaid.actors.batch_log import BatchLog
-from loopaid.core.sampling import is_sampled
+from loopaid.core import sampling
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import ITEM_ID_BYTES_MAX
 from loopaid.wire.messages import ITEMS_PER_CHUNK_MAX, ItemsChunk
@@ -87,7 +87,9 @@ def count_sampled(batch_id: str, chunk: ItemsChunk, rate: float) -> int:
         return len(set(chunk.forced))
     ids = chunk.ids if chunk.ids is not None else [str(chunk.first + place) for place in range(chunk.count)]
     forced = set(chunk.forced)
-    return sum(place in forced or is_sampled(batch_id, item_id, rate) for place, item_id in enumerate(ids))
+    if forced:
+        ids = [item_id for place, item_id in enumerate(ids) if place not in forced]
+    return len(forced) + sampling.count_sampled(batch_id, ids, rate)
 
 
 class ItemIds:

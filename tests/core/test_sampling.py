@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopaid.core.sampling import is_sampled
+from loopaid.core.sampling import count_sampled, is_sampled
 
 IDS = [str(index) for index in range(10_000)]
 FIRST_CHOSEN = ["0", "9", "20", "22", "46", "51", "56", "58", "99"]
@@ -51,3 +51,9 @@ def test_forced_wins() -> None:
 def test_what_a_lower_rate_chooses_a_higher_one_chooses_too(item_id: str, one: float, other: float) -> None:
     low, high = sorted((one, other))
     assert is_sampled("b", item_id, low) <= is_sampled("b", item_id, high)
+
+
+@given(st.text(), st.lists(st.text()), st.floats(0.0, 1.0, exclude_min=True, exclude_max=True))
+def test_counting_them_gives_as_many_as_asking_for_each(batch_id: str, item_ids: list[str], rate: float) -> None:
+    chosen = sum(is_sampled(batch_id, item_id, rate) for item_id in item_ids)
+    assert count_sampled(batch_id, item_ids, rate) == chosen
