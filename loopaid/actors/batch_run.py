@@ -200,6 +200,7 @@ class BatchRun:
             finally:
                 self._loading.discard(lease.session)
             lease.digest = artifact.digest
+            self._lost_while_loading = 0  # only losses in a row say that no session can be had
         self._batch.sessions_used.add(lease.session.id)
 
     async def _next_window(self, lease: Lease) -> tuple[Window, Delivery] | None:
