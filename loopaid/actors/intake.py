@@ -41,7 +41,7 @@ class Receiving:
         self.sampled_count = 0
         self.checking: trio.Event | None = None
         """While its ids are checked: set when they are."""
-        self.expiry = trio.CancelScope(deadline=trio.current_time() + RECEIVING_TIMEOUT_S)
+        self.expiry = _expiry()
 
     def add(self, batch: Batch, chunk: ItemsChunk) -> None:
         """Note a chunk that follows those of `batch`."""
@@ -51,6 +51,10 @@ class Receiving:
             self.ids.add(chunk)
         self.sampled_count += count_sampled(batch.id, chunk, batch.opened.sampling_rate)
         self.expiry.deadline = trio.current_time() + RECEIVING_TIMEOUT_S
+
+
+def _expiry() -> trio.CancelScope:
+    return trio.CancelScope(deadline=trio.current_time() + RECEIVING_TIMEOUT_S)
 
 
 class Intake:
@@ -201,9 +205,15 @@ class Intake:
 
     async def _expire(self, batch: Batch, receiving: Receiving) -> None:
         """Drop a submission that nobody goes on with."""
-        with receiving.expiry:
-            await trio.sleep_forever()
-        await self.wait_checked(batch)
+        recorder = self._around.recorder
+        while batch.id in self._receiving:
+            with receiving.expiry:
+                await trio.sleep_forever()
+            await self.wait_checked(batch)
+            if not recorder.full:
+                break
+            await recorder.room()  # while the disk is full nobody can go on
+            receiving.expiry = _expiry()
         if batch.id in self._receiving:
             log.warning("batch %s dropped: no items for %.0f s before it was closed", batch.id, RECEIVING_TIMEOUT_S)
             self.drop(batch, f"no items came for {RECEIVING_TIMEOUT_S:.0f} s")

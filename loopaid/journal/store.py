@@ -238,9 +238,15 @@ class Store:
     def read(self, position: int) -> Frame:
         """The frame at a position below `durable_end`; the loop's thread only.
 
-        Raises JournalCorrupt, ValueError if no frame can begin there, FileNotFoundError if its segment was removed.
+        Raises JournalCorrupt, JournalError if the file cannot be read, ValueError if no frame can begin there,
+        FileNotFoundError if its segment was removed.
         """
-        return self._reader.read(position, self._durable_end)
+        try:
+            return self._reader.read(position, self._durable_end)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise JournalError(f"cannot read the journal in {self._directory}: {error}") from error
 
     def scan(self, start: int | None = None, stop: int | None = None) -> Iterator[Frame]:
         """Frames from `start` (the first) up to `stop` (`durable_end` as of now), read in large blocks; any thread.
