@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+import warnings
 from collections.abc import Callable
 from typing import Final
 
@@ -14,8 +15,9 @@ from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.journal.store import Store
 from loopaid.model import TASK_NAME_CHARS_MAX, Artifact, Language, Shape, Task
 
-PARSED_BYTES_MAX: Final = 64 << 10
-"""Parsing blocks everybody: 50 ms for this much source. The shape of longer ones is told by their words."""
+PARSED_CHARS_MAX: Final = 16 << 10
+"""Parsing blocks everybody: 10 ms for this much ordinary source, 60 for the worst, whose cost grows with the square.
+The shape of longer ones is told by their words."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\-]+(?:/[A-Za-z0-9_.\-]+)*\Z")
 
@@ -177,7 +179,7 @@ def detect_shape(source: str) -> Shape:
     decide, and the interpreter has the last one.
     """
     try:
-        shape = _shape_of(ast.parse(source).body) if len(source) <= PARSED_BYTES_MAX else _shape_by_words(source)
+        shape = _shape_of(_parse(source)) if len(source) <= PARSED_CHARS_MAX else _shape_by_words(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         shape = _shape_by_words(source)
     if shape is None:
@@ -187,6 +189,12 @@ def detect_shape(source: str) -> Shape:
             path="source",
         )
     return shape
+
+
+def _parse(source: str) -> list[ast.stmt]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about escapes in somebody's program, in the daemon's log
+        return ast.parse(source).body
 
 
 def _shape_of(body: list[ast.stmt]) -> Shape | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 from loopaid.actors.catalog import detect_shape
@@ -46,3 +48,33 @@ def test_a_program_that_defines_main_is_a_function(source: str) -> None:
 def test_a_program_that_does_neither_is_refused_with_what_to_do(source: str) -> None:
     with pytest.raises(LoopaidError, match="assigns `result` at top level or defines `main"):
         detect_shape(source)
+
+
+@pytest.mark.parametrize(
+    ("before", "repeated", "after"),
+    [
+        ("result = ", "(", ")"),
+        ("result = ", "-", "1"),
+        ("result = ", "not ", "1"),
+        ("result = ", "lambda: ", "1"),
+        ("result = a", ".a", ""),
+        ("result = a", "()", ""),
+        ("result = 1", "+1", ""),
+        ("result = ", "1 if 1 else ", "1"),
+        ("result = f'", "{1}", "'"),
+        ("result = '", "\\d", "'"),
+        ("result = ", "9", ""),
+        ("result = ", "[", "]" * 9999),
+        ("result = ", "{0: ", ""),
+        ("if 1: pass\n", "elif 1: pass\n", "else: pass\nresult = 1\n"),
+        ("result = 1", "\0", ""),
+        ("result = ", "\ufeff", "1"),
+    ],
+)
+@pytest.mark.parametrize("length", [1000, 16_000, 1_000_000])
+def test_no_source_is_too_much_for_who_looks_at_it(before: str, repeated: str, after: str, length: int) -> None:
+    source = before + repeated * (length // len(repeated)) + after
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert detect_shape(source) is Shape.SCRIPT
+    assert said == []
