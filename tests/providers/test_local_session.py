@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from loopaid.config import Config, LimitsSection, SandboxSection
 from loopaid.model import STATUSES, ItemStatus, Language, Shape
@@ -203,6 +205,57 @@ async def test_an_idle_session_that_is_killed_is_noticed(start: Start) -> None:
     os.kill(driven.session.pid, signal.SIGKILL)
     with trio.fail_after(10):
         assert "SIGKILL" in await driven.session.wait_gone()
+
+
+async def test_what_a_session_says_between_two_windows_ends_it(start: Start) -> None:
+    driven = await start(
+        "import gc, os\n"
+        "(harness,) = [one for one in gc.get_objects() if type(one).__name__ == 'Harness']\n"
+        "read_frame = harness.down.read_frame\n"
+        "def speak_first():\n    os.write(harness.rows, bytes(100))\n    return read_frame()\n"
+        "def main(n):\n    harness.down.read_frame = speak_first\n    return n\n"
+    )
+    with contextlib.suppress(SessionEnded):  # it may speak before the end of its window was read
+        await driven.run(b"1")
+        await trio.lowlevel.wait_readable(driven.session._pipes.rows)
+    with pytest.raises(SessionEnded) as ended:
+        await driven.run(b"2")
+    assert ended.value.by in (EndedBy.PROGRAM, EndedBy.OUTSIDE)
+    assert driven.rows == []
+
+
+async def test_a_window_for_a_session_that_died_while_it_was_idle_was_not_begun(start: Start) -> None:
+    driven = await start()
+    os.kill(driven.session.pid, signal.SIGTERM)
+    await driven.session.wait_gone()
+    with pytest.raises(SessionEnded) as ended:
+        await driven.run(b"1")
+    assert (ended.value.by, ended.value.done) == (EndedBy.OUTSIDE, 0)
+
+
+async def test_a_window_for_a_session_that_was_closed_was_not_begun(start: Start) -> None:
+    driven = await start()
+    await driven.session.aclose()
+    with pytest.raises(SessionEnded) as ended:
+        await driven.run(b"1")
+    assert (ended.value.by, ended.value.done) == (EndedBy.US, 0)
+
+
+async def test_closing_waits_for_who_still_reads(start: Start) -> None:
+    driven = await start("import time\ndef main(seconds):\n    time.sleep(seconds)\n")
+    ended = []
+
+    async def run() -> None:
+        try:
+            await driven.run(b"0", b"1000")
+        except SessionEnded as end:
+            ended.append((end.by, end.done))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+        await driven.session.aclose()
+        assert ended in ([(EndedBy.US, 0)], [(EndedBy.US, 1)])
 
 
 async def test_closing_leaves_no_descriptor_behind(provider: LocalProvider) -> None:

@@ -278,9 +278,10 @@ class LocalSession:
         events = self._epoll.poll(0)
         if any(event & select.EPOLLIN for _, event in events):
             await self._violation("it spoke before it was asked", done=0)
-        if events:
+        if events or self._reap() is not None:
             await self._wait_exit()
-            raise SessionEnded(EndedBy.OUTSIDE, reason=f"it ended while it was idle: {self._describe_exit()[1]}")
+            by = EndedBy.US if self._killed else EndedBy.OUTSIDE
+            raise SessionEnded(by, reason=f"it ended while it was idle: {self._describe_exit()[1]}")
 
     async def _expect_exit(self) -> None:
         """A dying process closes its pipes one after the other; one that closes only some of them disturbs."""
