@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import trio
@@ -41,13 +42,28 @@ def run(scenario: str, *, output: str, repeats: int, state_dir: str | None, item
         results: list[Result] = []
         for measure in SCENARIOS[scenario]:
             try:
-                results += trio.run(measure, setting)
+                results += trio.run(_until_told_to_go, measure, setting)
             except BaseExceptionGroup as group:
                 raise _first(group) from group
     report = Report(environment | setting.facts, scenario, repeats, results)
     print(as_json(report) if output == "json" else as_table(report))
     sys.stdout.flush()
     return 0
+
+
+async def _until_told_to_go(measure: Scenario, setting: Setting) -> list[Result]:
+    """Measure. Told to go, by whatever signal, raise KeyboardInterrupt where the daemons are ended and removed."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_interrupt, signals)
+            results = await measure(setting)
+            nursery.cancel_scope.cancel()
+    return results
+
+
+async def _interrupt(signals: AsyncIterator[int]) -> None:
+    async for _ in signals:
+        raise KeyboardInterrupt
 
 
 def _first(error: BaseException) -> BaseException:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from loopaid.bench import idle, interactive, million, slow_client
 from loopaid.bench.main import SCENARIOS, run
@@ -121,6 +124,22 @@ async def test_a_daemon_that_does_not_start_says_why(tmp_path: Path) -> None:
     with pytest.RaisesGroup(pytest.RaisesExc(DaemonUnreachable, match="POOL__NOTHING: unknown key")):
         async with Setting(1, 1, tmp_path).daemon(POOL__NOTHING="1"):
             raise AssertionError("it cannot be ready")
+
+
+def test_sigterm_ends_the_daemons_and_removes_their_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pids = []
+
+    async def terminated(setting: Setting) -> list[Any]:
+        async with setting.daemon() as process:
+            pids.append(process.pid)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.sleep_forever()
+
+    monkeypatch.setitem(SCENARIOS, "million", (terminated,))
+    with pytest.raises(KeyboardInterrupt):
+        run("million", output="json", repeats=1, state_dir=str(tmp_path), items=1)
+    assert list(tmp_path.iterdir()) == []
+    assert not Path(f"/proc/{pids[0]}").exists()
 
 
 def test_a_report_for_people_is_plain_text(
