@@ -24,6 +24,7 @@ from loopaid.testing.crashcheck import BrokenPromise
 
 ORPHANS_GONE_S: Final = 1.0
 """How long anything that a killed daemon had started may live on."""
+MAIN: Final = "from loopaid.daemon.main import main\nmain()\n"
 _PACKAGE_PARENT: Final = Path(loopaid.__file__).parent.parent
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -40,7 +41,7 @@ class DaemonEnded(Exception):
 class DaemonProcess:
     """One life of a daemon. Made by `open_daemon_process`, which kills it at the end if it is still there."""
 
-    def __init__(self, directory: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, environ: Mapping[str, str], code: str) -> None:
         self.state_dir = directory / "state"
         self.socket = directory / "socket"
         self._log = directory / "daemon.log"
@@ -48,7 +49,13 @@ class DaemonProcess:
         with open(self._log, "ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                [*daemon_argv(self.state_dir), "--socket", str(self.socket), "--ready-fd", str(ready_theirs)],
+                [
+                    *daemon_argv(self.state_dir, code=code),
+                    "--socket",
+                    str(self.socket),
+                    "--ready-fd",
+                    str(ready_theirs),
+                ],
                 cwd=_PACKAGE_PARENT,
                 env={**os.environ, "LOOPAID_CONFIG": os.devnull, **environ},
                 stdin=subprocess.DEVNULL,
@@ -99,14 +106,19 @@ class DaemonProcess:
             os.close(fd)
 
 
-def daemon_argv(state_dir: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "loopaid.daemon.main", "--state-dir", str(state_dir), *options]
+def daemon_argv(state_dir: Path, *options: str, code: str = "") -> list[str]:
+    return [sys.executable, "-c", f"{code}\n{MAIN}", "--state-dir", str(state_dir), *options]
 
 
 @asynccontextmanager
-async def open_daemon_process(directory: Path, environ: Mapping[str, str]) -> AsyncIterator[DaemonProcess]:
-    """Start a daemon with its state, socket and log in `directory`. It is not ready yet."""
-    daemon = DaemonProcess(directory, environ)
+async def open_daemon_process(
+    directory: Path, environ: Mapping[str, str], *, code: str = ""
+) -> AsyncIterator[DaemonProcess]:
+    """Start a daemon with its state, socket and log in `directory`. It is not ready yet.
+
+    `code` is Python that runs in it first, to break something.
+    """
+    daemon = DaemonProcess(directory, environ, code)
     try:
         yield daemon
     finally:
