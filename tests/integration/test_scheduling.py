@@ -219,6 +219,24 @@ async def test_an_idle_session_outlives_the_threads_of_the_daemon(
 # --- cancelling
 
 
+@pytest.mark.settings(pool__sessions_max=1)
+async def test_a_batch_that_waits_for_a_session_is_cancelled_at_once(client: Client, push: Push, inside: Any) -> None:
+    await push(WAIT)
+    blocking = (await client.submit_batch("t", [30_000])).batch_id
+    await inside.until(blocking, lambda batch: batch.state is BatchState.RUNNING)
+    waiting = (await client.submit_batch("t", range(5000))).batch_id
+    assert (await client.show_batch(waiting)).state is BatchState.QUEUED
+    await client.cancel_batch(waiting, "never mind")
+    summary = await client.wait_batch(waiting)
+    assert (summary.state, summary.by_status, summary.reason) == (
+        BatchState.CANCELLED,
+        {"cancelled": 5000},
+        "never mind",
+    )
+    assert (summary.started_at, summary.sessions_used, inside.blocks(waiting)) == (None, 0, 1)
+    assert (await client.show_batch(blocking)).state is BatchState.RUNNING
+
+
 async def test_a_program_that_never_finishes_loading_does_not_outlive_its_batch(
     client: Client, push: Push, inside: Any
 ) -> None:

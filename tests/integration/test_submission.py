@@ -186,6 +186,19 @@ async def test_a_stream_may_be_cancelled_before_it_is_closed(raw: Any, client: C
     assert (await raw.ask(OpenBatch(task="t", idempotency_key="k"))).batch_id != batch_id
 
 
+async def test_a_stream_that_nobody_goes_on_with_is_dropped_and_its_key_is_free(
+    raw: Any, inside: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopaid.actors.intake.RECEIVING_TIMEOUT_S", 0.05)
+    batch_id = (await raw.ask(OpenBatch(task="t", idempotency_key="k"))).batch_id
+    await raw.ask(AddItems(batch_id=batch_id, items=chunk(0, "a")))
+    summary = await inside.ended(batch_id)
+    assert (summary.state, summary.received, summary.recorded) == (BatchState.CANCELLED, 1, 0)
+    assert summary.reason.startswith("no items came for ")
+    assert await refusal(raw, CloseBatch(batch_id=batch_id, total=1)) == (ErrorCode.BATCH_NOT_OPEN, None)
+    assert (await raw.ask(OpenBatch(task="t", idempotency_key="k"))).batch_id != batch_id
+
+
 async def test_an_empty_batch_is_done_at_once(run: Run, raw: Any, client: Client) -> None:
     ran = await run(ECHO, [])
     assert (ran.results, ran.summary.state, ran.summary.total, ran.summary.by_status) == ([], BatchState.DONE, 0, {})
