@@ -31,7 +31,7 @@ from loopaid.actors.recovery import Recovery
 from loopaid.config import Config
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
-from loopaid.errors import JournalLocked
+from loopaid.errors import ConfigError, JournalLocked
 from loopaid.journal.disk import REAL_DISK, Disk
 from loopaid.journal.store import Store, open_store
 from loopaid.model import Language
@@ -62,7 +62,8 @@ class Daemon(msgspec.Struct, frozen=True):
 async def open_daemon(config: Config, state_dir: Path, *, disk: Disk = REAL_DISK) -> AsyncIterator[Daemon]:
     """Open everything but the listener; ready to work, with unfinished batches taken up.
 
-    Raises JournalError for a log that cannot be used, JournalLocked when another daemon has the directory.
+    Raises JournalError for a log that cannot be used, JournalLocked when another daemon has the directory,
+    ConfigError for a directory that cannot be used.
     """
     with (
         _locked(state_dir),
@@ -112,7 +113,8 @@ async def drain(daemon: Daemon) -> None:
     with trio.move_on_after(daemon.config.daemon.drain_timeout_s) as waiting:
         await daemon.batches.wait_idle()
     if waiting.cancelled_caught:
-        log.warning("batches are unfinished after %.0f s and go on with the next start", waiting.deadline)
+        timeout_s = daemon.config.daemon.drain_timeout_s
+        log.warning("batches are unfinished after %g s and go on with the next start", timeout_s)
 
 
 def _scheduler(config: Config) -> Scheduler:
@@ -148,9 +150,15 @@ def _store(directory: Path, config: Config, disk: Disk) -> Iterator[Store]:
 
 @contextmanager
 def _locked(state_dir: Path) -> Iterator[None]:
-    """Own the state directory, made 0700 if it is not there. Raises JournalLocked that names the other owner."""
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(state_dir / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Own the state directory, made 0700 if it is not there. Raises JournalLocked that names the other owner, and
+    ConfigError when it cannot be made or written."""
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(state_dir / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"{state_dir} cannot hold the logs: {error.strerror}; set --state-dir or [daemon] state_dir"
+        ) from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

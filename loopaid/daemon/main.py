@@ -36,36 +36,41 @@ JOURNALS: Final = ("catalog", "records")
 def main() -> None:
     """Run the daemon until SIGTERM or SIGINT, or answer one question. Exits with 0, 1, 74 (log) or 78 (config)."""
     options = _parse()
+    status = 0  # the except clauses only set it: before Python 3.11.4 what they raise would leave as a group
     try:
-        loaded = load_config(options.config, os.environ)
-        config = loaded.config
-        if options.check:
-            _print_check(loaded)
-            return
-        state_dir = resolve_state_dir(config, options.state_dir, os.environ, os.geteuid()).absolute()
-        if options.verify_log:
-            sys.exit(_verify(state_dir))
-        if options.repair_log:
-            sys.exit(_repair(state_dir, accept_loss=options.accept_loss))
-        socket_path = resolve_daemon_socket(config, options.socket, os.environ, os.geteuid()).absolute()
-        set_up_logging(config.daemon.log_level, config.daemon.log_format)
-        _raise_limits()
-        trio.run(_run, config, state_dir, socket_path, options.ready_fd)
+        status = _main(options)
     except* ConfigError as errors:
-        print(f"loopaid: {_first(errors)}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
+        status = _complain(errors, EXIT_CONFIG)
     except* JournalLocked as errors:
-        print(f"loopaid: {_first(errors)}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+        status = _complain(errors, EXIT_FAILED)
     except* JournalError as errors:
-        print(f"loopaid: {_first(errors)}; `loopai log verify` says more", file=sys.stderr)
-        sys.exit(EXIT_LOG_UNUSABLE)
+        status = _complain(errors, EXIT_LOG_UNUSABLE, hint="; `loopai log verify` says more")
+    sys.exit(status)
 
 
-def _first(error: BaseException) -> BaseException:
+def _main(options: argparse.Namespace) -> int:
+    loaded = load_config(options.config, os.environ)
+    config = loaded.config
+    if options.check:
+        _print_check(loaded)
+        return 0
+    state_dir = resolve_state_dir(config, options.state_dir, os.environ, os.geteuid()).absolute()
+    if options.verify_log:
+        return _verify(state_dir)
+    if options.repair_log:
+        return _repair(state_dir, accept_loss=options.accept_loss)
+    socket_path = resolve_daemon_socket(config, options.socket, os.environ, os.geteuid()).absolute()
+    set_up_logging(config.daemon.log_level, config.daemon.log_format)
+    _raise_limits()
+    trio.run(_run, config, state_dir, socket_path, options.ready_fd)
+    return 0
+
+
+def _complain(error: BaseException, status: int, *, hint: str = "") -> int:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error
+    print(f"loopaid: {error}{hint}", file=sys.stderr)
+    return status
 
 
 def _parse() -> argparse.Namespace:

@@ -130,7 +130,7 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ConfigError(f"cannot listen on {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot listen on {path}: {error.strerror}; set [socket] path or --socket") from None
     if not stat.S_ISSOCK(mode):
         raise ConfigError(f"{path} exists and is not a socket; remove it or set [socket] path or --socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -139,7 +139,7 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
         except OSError as error:
-            raise ConfigError(f"cannot listen on {path}: {error.strerror}") from None
+            raise ConfigError(f"cannot listen on {path}: {error.strerror}; set [socket] path or --socket") from None
         else:
             raise ConfigError(f"another daemon answers on {path}; stop it or set [socket] path or --socket")
 

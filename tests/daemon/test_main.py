@@ -50,6 +50,15 @@ def test_a_socket_path_that_cannot_be_used_is_one_line_and_exit_78(tmp_path: Pat
     assert "Traceback" not in done.stderr
 
 
+def test_a_state_directory_that_cannot_be_used_is_one_line_and_exit_78(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = loopaid("--state-dir", str(tmp_path / "file"), "--socket", str(tmp_path / "socket"))
+    assert done.returncode == 78
+    assert done.stderr == (
+        f"loopaid: {tmp_path}/file cannot hold the logs: File exists; set --state-dir or [daemon] state_dir\n"
+    )
+
+
 def test_a_log_that_is_not_there_cannot_be_verified(tmp_path: Path) -> None:
     done = loopaid("--verify-log", "--state-dir", str(tmp_path / "nothing"))
     assert done.returncode == 74
