@@ -12,22 +12,19 @@ from loopaid.client import Client, open_client
 from loopaid.daemon.app import drain
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchState, Item, RequestedOptions
-from loopaid.wire.events import ErrorReceived, ReplyReceived
-from loopaid.wire.frames import FrameKind, encode_frame
+from loopaid.wire.events import ReplyReceived
 from loopaid.wire.messages import (
     ITEMS_PER_CHUNK_MAX,
     AddItems,
     BatchAccepted,
     CloseBatch,
     GetStatus,
-    Hello,
     ItemsChunk,
     OpenBatch,
     Request,
     SubmitBatch,
     WaitBatch,
     decode_reply,
-    encode,
 )
 
 Run = Callable[..., Awaitable[Any]]
@@ -356,40 +353,42 @@ async def test_at_most_queued_max_batches_are_unfinished(client: Client, push: P
 # --- what is refused, and how
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "path"),
-    [
-        ({"max_concurrency": 0}, ErrorCode.INVALID_CONCURRENCY, "options.max_concurrency"),
-        ({"max_concurrency": 101}, ErrorCode.INVALID_CONCURRENCY, "options.max_concurrency"),
-        ({"timeout_ms": 0}, ErrorCode.INVALID_TIMEOUT, "options.timeout_ms"),
-        ({"timeout_ms": 3_600_001}, ErrorCode.INVALID_TIMEOUT, "options.timeout_ms"),
-        ({"priority": -1}, ErrorCode.INVALID_REQUEST, "options.priority"),
-        ({"priority": 10}, ErrorCode.INVALID_REQUEST, "options.priority"),
-        ({"isolation": "item"}, ErrorCode.UNSUPPORTED_ISOLATION, "options.isolation"),
-        ({"isolation": "process"}, ErrorCode.UNSUPPORTED_ISOLATION, "options.isolation"),
-        ({"provider": "standard"}, ErrorCode.UNSUPPORTED_ISOLATION, "options.isolation"),
-        ({"provider": "elsewhere"}, ErrorCode.INVALID_REQUEST, "options.provider"),
-        ({"sampling_rate": 1.5}, ErrorCode.INVALID_REQUEST, "sampling_rate"),
-        ({"sampling_rate": float("nan")}, ErrorCode.INVALID_REQUEST, "sampling_rate"),
-        ({"version": 2}, ErrorCode.ARTIFACT_NOT_FOUND, None),
-        ({"version": 0}, ErrorCode.ARTIFACT_NOT_FOUND, None),
-        ({"task": "nothing"}, ErrorCode.TASK_NOT_FOUND, None),
-        ({"task": "empty"}, ErrorCode.ARTIFACT_NOT_FOUND, None),
-    ],
-)
-async def test_bad_options_are_refused_by_name_and_leave_nothing(
-    raw: Any, client: Client, options: dict[str, Any], code: ErrorCode, path: str | None
-) -> None:
+REFUSED: list[tuple[dict[str, Any], ErrorCode, str | None]] = [
+    ({"max_concurrency": 0}, ErrorCode.INVALID_CONCURRENCY, "options.max_concurrency"),
+    ({"max_concurrency": 101}, ErrorCode.INVALID_CONCURRENCY, "options.max_concurrency"),
+    ({"timeout_ms": 0}, ErrorCode.INVALID_TIMEOUT, "options.timeout_ms"),
+    ({"timeout_ms": 3_600_001}, ErrorCode.INVALID_TIMEOUT, "options.timeout_ms"),
+    ({"priority": -1}, ErrorCode.INVALID_REQUEST, "options.priority"),
+    ({"priority": 10}, ErrorCode.INVALID_REQUEST, "options.priority"),
+    ({"isolation": "item"}, ErrorCode.UNSUPPORTED_ISOLATION, "options.isolation"),
+    ({"isolation": "process"}, ErrorCode.UNSUPPORTED_ISOLATION, "options.isolation"),
+    ({"provider": "standard"}, ErrorCode.UNSUPPORTED_ISOLATION, "options.isolation"),
+    ({"provider": "elsewhere"}, ErrorCode.INVALID_REQUEST, "options.provider"),
+    ({"sampling_rate": 1.5}, ErrorCode.INVALID_REQUEST, "sampling_rate"),
+    ({"sampling_rate": float("nan")}, ErrorCode.INVALID_REQUEST, "sampling_rate"),
+    ({"version": 2}, ErrorCode.ARTIFACT_NOT_FOUND, None),
+    ({"version": 0}, ErrorCode.ARTIFACT_NOT_FOUND, None),
+    ({"task": "nothing"}, ErrorCode.TASK_NOT_FOUND, None),
+    ({"task": "empty"}, ErrorCode.ARTIFACT_NOT_FOUND, None),
+]
+
+
+async def test_bad_options_are_refused_by_name_and_leave_nothing(raw: Any, client: Client) -> None:
     await client.put_task("empty")
+    for options, code, path in REFUSED:
+        await check_refused(raw, client, options, (code, path))
+    assert await client.list_batches() == []
+
+
+async def check_refused(raw: Any, client: Client, options: dict[str, Any], expected: tuple[str, str | None]) -> None:
     known = RequestedOptions.__struct_fields__
     given = {"task": "t", "options": RequestedOptions(**{k: v for k, v in options.items() if k in known})}
     given |= {key: value for key, value in options.items() if key not in known}
-    assert await refusal(raw, OpenBatch(**given)) == (code, path)
-    assert await refusal(raw, SubmitBatch(**given, items=chunk(0, 1))) == (code, path)
-    assert await client.list_batches() == []
+    assert await refusal(raw, OpenBatch(**given)) == expected
+    assert await refusal(raw, SubmitBatch(**given, items=chunk(0, 1))) == expected
     with pytest.raises(LoopaidError) as refused:
         await client.submit_batch(options.get("task", "t"), [1], **{k: v for k, v in options.items() if k != "task"})
-    assert (refused.value.code, refused.value.path) == (code, path)
+    assert (refused.value.code, refused.value.path) == expected
 
 
 async def test_a_draining_daemon_takes_nothing_new(client: Client, push: Push, daemon: Any) -> None:
@@ -400,80 +399,6 @@ async def test_a_draining_daemon_takes_nothing_new(client: Client, push: Push, d
             await submission
         assert (refused.value.code, refused.value.retry_after_ms) == (ErrorCode.DRAINING, 1000)
     assert (await client.status()).state == "draining"
-
-
-async def test_requests_that_do_not_decode_are_answered_one_by_one(raw: Any) -> None:
-    bodies = {
-        b"": None,
-        b"\xc1": None,
-        encode({"type": "batch.nothing"}): "type",
-        encode({"type": "batch.show"}): None,
-        encode({"type": "batch.show", "batch_id": 7}): "batch_id",
-        encode({"type": "batch.open", "task": "t", "options": {"priorty": 3}}): "options",
-        encode({"type": "batch.open", "task": "t", "options": {"isolation": "none"}}): "options.isolation",
-        encode({"type": "status", "verbose": True}): None,
-    }
-    frames = [encode_frame(FrameKind.REQUEST, number, body) for number, body in enumerate(bodies, 1000)]
-    await raw.send(b"".join(frames))
-    errors = []
-    while len(errors) < len(bodies):
-        errors += raw.frames.feed(await raw.stream.receive_some())
-    assert {frame.kind for frame in errors} == {FrameKind.ERROR}
-    infos = [msgspec.msgpack.decode(frame.body) for frame in errors]
-    assert [info["code"] for info in infos] == [ErrorCode.INVALID_REQUEST] * len(bodies)
-    assert [info["request_id"] for info in infos] == list(range(1000, 1000 + len(bodies)))
-    assert [info.get("path") for info in infos] == list(bodies.values())
-    assert (await raw.ask(GetStatus())).state == "running"
-
-
-@pytest.mark.parametrize(
-    ("garbage", "code"),
-    [
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", ErrorCode.INVALID_REQUEST),
-        (bytes(100), ErrorCode.INVALID_REQUEST),
-        (b"\xff" * 100, ErrorCode.INVALID_REQUEST),
-        (encode_frame(FrameKind.REQUEST, 1, encode(GetStatus())), ErrorCode.INVALID_REQUEST),
-        (encode_frame(FrameKind.HELLO, 0, b"\xc1"), ErrorCode.INVALID_REQUEST),
-        (
-            encode_frame(FrameKind.HELLO, 0, encode(Hello(protocol_min=7, protocol_max=9))),
-            ErrorCode.UNSUPPORTED_PROTOCOL,
-        ),
-        (b"\xff\xff\xff\x7f" + bytes((1, 0, 0, 0, 2, 0, 0, 0)), ErrorCode.FRAME_TOO_LARGE),
-    ],
-    ids=["http", "zeros", "ones", "no-hello", "bad-hello", "other-generation", "too-large"],
-)
-async def test_garbage_gets_one_error_and_the_end_and_disturbs_nobody(
-    connect: Any, run: Run, garbage: bytes, code: ErrorCode
-) -> None:
-    async with connect() as raw:
-        await raw.send(garbage)
-        frames = await raw.frames_to_the_end()
-    assert [frame.kind for frame in frames] == [FrameKind.HELLO, FrameKind.ERROR]
-    assert (frames[1].request_id, msgspec.msgpack.decode(frames[1].body)["code"]) == (0, code)
-    assert (await run(ECHO, [1])).outputs == [1]
-
-
-async def test_a_client_that_leaves_in_the_middle_of_a_frame_disturbs_nobody(
-    connect: Any, raw: Any, client: Client
-) -> None:
-    request = SubmitBatch(task="t", items=chunk(0, *range(1000)))
-    _, whole = raw.connection.request(request)
-    for length in (0, 1, 11, 12, 13, len(whole) - 1):
-        async with connect() as leaving:
-            await leaving.greet()
-            await leaving.send(whole[:length])
-    assert await client.list_batches() == []
-    assert (await client.exec("t", 7)).output == 7
-
-
-async def test_items_without_credit_are_the_end_of_the_connection(raw: Any, client: Client) -> None:
-    body = encode(SubmitBatch(task="t", items=chunk(0, 1)))
-    await raw.send(encode_frame(FrameKind.REQUEST, 1, body))  # not marked as bulk: past the credit
-    event = await raw.event()
-    assert isinstance(event, ErrorReceived)
-    assert (event.request_id, event.info.message) == (0, "items sent past the credit")
-    assert await raw.event() is None
-    assert await client.list_batches() == []
 
 
 @pytest.mark.settings(socket__requests_in_flight_max=2)
