@@ -37,6 +37,11 @@ class Target:
     secret: str = SECRET
     daemon_bytes_max: int = DAEMON_BYTES_MAX
 
+    @property
+    def descriptors(self) -> int:
+        """How many the daemon has open: seven for a session, one for a client, some thirty of its own."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     def processes(self) -> set[int]:
         """Every living process that runs under the limits of the daemon's sessions, whoever its parent is."""
         return {int(entry) for entry in os.listdir("/proc") if entry.isdigit() and self._is_ours(entry)}

@@ -128,4 +128,5 @@ async def test_all_of_them_at_once_on_one_pool(target: Any, client: BlockingClie
     status = client.status()
     assert status.pid == target.pid
     assert status.rss_bytes < target.daemon_bytes_max
+    assert target.descriptors < 80
     target.assert_nothing_survives(client)
