@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -90,9 +90,8 @@ class DaemonProcess:
         self._process.send_signal(signal.SIGTERM)
         return await self.wait()
 
-    async def kill(self) -> int:
-        """SIGKILL. Raises BrokenPromise when anything that it had started outlives it by ORPHANS_GONE_S; answers how
-        many processes there were."""
+    async def kill(self) -> Orphans:
+        """SIGKILL, and wait for what it leaves behind."""
         self._process.kill()
         await self.wait()
         return await wait_orphans_gone()
@@ -150,21 +149,30 @@ def adopting_orphans() -> Iterator[None]:
         prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
-async def wait_orphans_gone() -> int:
-    """Wait until we have no descendants. Raises BrokenPromise that names those there are after ORPHANS_GONE_S."""
+class Orphans(NamedTuple):
+    """What a killed daemon left behind: how many processes there were, and, by id, the commands of those that lived
+    on after ORPHANS_GONE_S."""
+
+    met: int
+    left: dict[int, str]
+
+
+async def wait_orphans_gone() -> Orphans:
+    """Wait until we have no descendants."""
     met: set[int] = set()
+    left: dict[int, str] = {}
     with trio.move_on_after(ORPHANS_GONE_S) as waiting:
         while orphans := descendants(os.getpid()):
             met |= orphans
             for pid in orphans:
-                await _wait_gone(pid)
+                await wait_gone(pid)
     if waiting.cancelled_caught:
         left = {pid: _command_line(pid) for pid in descendants(os.getpid())}
-        raise BrokenPromise(f"the daemon is dead, and {ORPHANS_GONE_S:g} s later there is still {left}")
-    return len(met)
+    return Orphans(len(met), left)
 
 
-async def _wait_gone(pid: int) -> None:
+async def wait_gone(pid: int) -> None:
+    """Wait until a process has ended; if it is our child, nothing is left of it then."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -31,7 +31,14 @@ from loopaid.client.flows import Finish, Flow, Start, call
 from loopaid.errors import ConnectionLost
 from loopaid.model import BatchState, BatchSummary, RequestedOptions
 from loopaid.testing.crashcheck import BrokenPromise
-from loopaid.testing.daemon_process import DaemonProcess, adopting_orphans, open_daemon_process, verify_log
+from loopaid.testing.daemon_process import (
+    ORPHANS_GONE_S,
+    DaemonProcess,
+    adopting_orphans,
+    open_daemon_process,
+    verify_log,
+    wait_gone,
+)
 from loopaid.testing.history import History, LoggedBatch
 from loopaid.wire.messages import (
     AddItems,
@@ -94,6 +101,7 @@ class Counts(msgspec.Struct):
     results_seen_before_last_kill: int = 0
     streams_resumed: int = 0
     orphans: int = 0
+    left_for_the_next_daemon: int = 0
     torn_tails: int = 0
     deaths_recorded: int = 0
     records: int = 0
@@ -129,6 +137,7 @@ class KillLoop:
         self._moments = deque(moments)
         self._history = History()
         self._start_s = 0.5
+        self._left: dict[int, str] = {}
 
     async def run(self) -> Counts:
         """Live, die, and live again until the batch is done and nobody is to be killed any more."""
@@ -142,6 +151,7 @@ class KillLoop:
                 self.counts.lives += 1
                 self.counts.results_seen_before_last_kill = len(self._history.outcomes)
                 await daemon.wait_ready()
+                await self._check_nothing_left()
                 summary = await self._last_life(daemon)
                 if status := await daemon.stop():
                     raise BrokenPromise(f"the daemon ended with {status}: {daemon.said()}")
@@ -157,6 +167,7 @@ class KillLoop:
         began = trio.current_time()
         await daemon.wait_ready()
         self._start_s = trio.current_time() - began
+        await self._check_nothing_left()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._live_until_killed, daemon)
             while self._progress(moment.phase) < moment.at:
@@ -166,7 +177,19 @@ class KillLoop:
 
     async def _kill(self, daemon: DaemonProcess, phase: str) -> None:
         self.counts.kills[phase] += 1
-        self.counts.orphans += await daemon.kill()
+        orphans = await daemon.kill()
+        self.counts.orphans += orphans.met
+        self.counts.left_for_the_next_daemon += len(orphans.left)
+        self._left |= orphans.left
+
+    async def _check_nothing_left(self) -> None:
+        """bubblewrap that is killed while it starts can leave a child that waits for ever: the next daemon ends it."""
+        with trio.move_on_after(ORPHANS_GONE_S) as waiting:
+            for pid in self._left:
+                await wait_gone(pid)
+        if waiting.cancelled_caught:
+            raise BrokenPromise(f"the next daemon is there, and of the killed ones there is still {self._left}")
+        self._left.clear()
 
     def _progress(self, phase: str) -> float:
         history = self._history

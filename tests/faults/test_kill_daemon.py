@@ -28,6 +28,7 @@ async def test_a_batch_survives_twenty_deaths_of_the_daemon(tmp_path: Path) -> N
     assert counts.streams_resumed >= 10
     assert counts.deaths_recorded >= 9
     assert counts.orphans >= KILLS
+    assert counts.left_for_the_next_daemon <= 2
 
 
 def test_a_plan_kills_in_every_phase_and_begins_with_something_to_lose() -> None:
