@@ -175,8 +175,8 @@ class ClientStream:
                 nursery.start_soon(self._answer, request_id, call, answer)
                 return
             frame = self.wire.reply(request_id, answer)
-        except LoopaidError as error:
-            frame = self.wire.error(request_id, error.info(request_id))
+        except (LoopaidError, JournalError) as error:
+            frame = self._refusal(request_id, error)
         self._answered(request_id, frame)
 
     async def _answer(self, request_id: int, call: Call, answer: Awaitable[object]) -> None:
@@ -186,16 +186,20 @@ class ClientStream:
             if call.scope.cancelled_caught:
                 raise LoopaidError(ErrorCode.CANCELLED, "the request was cancelled")
             frame = self.wire.end(request_id, reply) if call.streams else self.wire.reply(request_id, reply)
-        except LoopaidError as error:
-            frame = self.wire.error(request_id, error.info(request_id))
-        except JournalPoisoned as error:
-            info = ErrorInfo(code=ErrorCode.DURABILITY_UNKNOWN, message=str(error))
-            frame = self.wire.error(request_id, info)
-        except JournalError as error:
-            log.error("request %d of uid=%d: %s", request_id, self.peer.uid, error)
-            info = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=f"the log cannot be read: {error}")
-            frame = self.wire.error(request_id, info)
+        except (LoopaidError, JournalError) as error:
+            frame = self._refusal(request_id, error)
         self._answered(request_id, frame)
+
+    def _refusal(self, request_id: int, error: LoopaidError | JournalError) -> bytes:
+        if isinstance(error, LoopaidError):
+            info = error.info(request_id)
+        elif isinstance(error, JournalPoisoned):
+            info = ErrorInfo(code=ErrorCode.DURABILITY_UNKNOWN, message=str(error), request_id=request_id)
+        else:
+            log.error("request %d of uid=%d: %s", request_id, self.peer.uid, error)
+            message = f"the log cannot be read: {error}"
+            info = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message, request_id=request_id)
+        return self.wire.error(request_id, info)
 
     def _answered(self, request_id: int, frame: bytes) -> None:
         del self._calls[request_id]
