@@ -103,8 +103,14 @@ def kept_socket(daemon: EmbeddedDaemon) -> str:
 def _make_state_dir() -> Path:
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     parent = Path(home, "loopaid", "embedded").absolute()
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=datetime.now(UTC).strftime("%Y%m%dT%H%M%S-"), dir=parent))
+    try:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=datetime.now(UTC).strftime("%Y%m%dT%H%M%S-"), dir=parent))
+    except OSError as error:
+        error.add_note(
+            f"the state of a run is kept in {parent}; set $XDG_STATE_HOME to a directory that can be written"
+        )
+        raise
 
 
 @contextlib.contextmanager

@@ -84,11 +84,27 @@ def invoke(arguments: Sequence[str], settings: Settings) -> int:
 
 
 def main() -> NoReturn:
+    _open_standard_files()
     # To be told to go is no crash: what Ctrl-C cleans up, a closed terminal and a supervisor clean up as well.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
-    sys.exit(invoke(sys.argv[1:], Settings()))
+    exit_code = invoke(sys.argv[1:], Settings())
+    try:
+        sys.stdout.flush()
+    except OSError:  # told already; what is left in the buffer must not fail once more, with a code of its own
+        _forget_stdout()
+    sys.exit(exit_code)
+
+
+def _open_standard_files() -> None:
+    """What was closed by who started us becomes /dev/null: a socket must never be taken for stdout or stderr."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _output_in(arguments: Sequence[str]) -> str | None:

@@ -145,4 +145,5 @@ def reply_in(answer: Good, reply_type: type[T]) -> T:
 
 def unreachable(tried: Iterable[tuple[Path, str]]) -> DaemonUnreachable:
     """The error that lists every path tried, with what happened there."""
-    return DaemonUnreachable("no daemon answers; tried " + ", ".join(f"{path} ({reason})" for path, reason in tried))
+    places = ", ".join(f"{path} ({reason})" for path, reason in tried)
+    return DaemonUnreachable(f"no daemon answers; start one with `loopaid &`; tried {places}")

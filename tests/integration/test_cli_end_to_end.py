@@ -231,3 +231,34 @@ def test_a_daemon_that_dies_under_a_run_is_told_and_its_state_kept(environment: 
     assert process.returncode == 69
     assert said.startswith("loopai: CONNECTION_LOST: ")
     assert f"state kept in {state}" in said
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_standard_files_do_not_change_what_a_run_does(
+    environment: dict[str, str], tmp_path: Path, closed: tuple[int, ...]
+) -> None:
+    (tmp_path / "double.py").write_text(DOUBLE)
+    (tmp_path / "numbers.jsonl").write_text("1\n2\n")
+    run = tool("run", str(tmp_path / "double.py"), "--items", str(tmp_path / "numbers.jsonl"))
+    redirections = " ".join(f"{fd}>&-" for fd in closed)
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(run)} {redirections}"], cwd=ROOT, env=environment, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == (0 if 1 in closed else 2)
+    assert (b": 2 ok" in done.stderr) is (2 not in closed)
+
+
+def test_a_full_disk_behind_stdout_is_a_failure_with_the_usual_code(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "double.py").write_text(DOUBLE)
+    (tmp_path / "numbers.jsonl").write_text("1\n2\n")
+    run = tool("run", str(tmp_path / "double.py"), "--items", str(tmp_path / "numbers.jsonl"))
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            run, cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert "loopai: OS_ERROR: No space left on device; state kept in" in done.stderr
+    assert "Exception ignored" not in done.stderr
