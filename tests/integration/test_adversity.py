@@ -110,6 +110,7 @@ async def test_every_item_gets_exactly_one_record_and_the_one_it_deserves(
     assert pool.starting + pool.spares + pool.idle + pool.active + pool.stopping == pool.total <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.settings(pool__sessions_max=2, pool__python__warm_min=0)
 async def test_sessions_that_die_leave_no_descriptor_and_no_process(client: Client, push: Push, inside: Any) -> None:
     await push(PROGRAM)
