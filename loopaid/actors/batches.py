@@ -31,6 +31,7 @@ class Batches:
         self._by_key: dict[tuple[int, str], Batch] = {}
         self._runs: dict[str, BatchRun] = {}
         self._watchers: dict[str, int] = {}
+        self._graces: dict[str, trio.CancelScope] = {}
         self._unfinished: dict[str, Batch] = {}
         self._changed = trio.Event()
 
@@ -161,6 +162,7 @@ class Batches:
         """Its end is in the log."""
         self._unfinished.pop(batch.id, None)
         self._runs.pop(batch.id, None)
+        self._end_grace(batch)
         self._changed.set()
         self._changed = trio.Event()
 
@@ -174,6 +176,7 @@ class Batches:
     def watched(self, batch: Batch) -> Iterator[None]:
         """Somebody listens to it. An attached batch that nobody listens to any more is cancelled after the grace."""
         self._watchers[batch.id] = self._watchers.get(batch.id, 0) + 1
+        self._end_grace(batch)
         try:
             yield
         finally:
@@ -183,14 +186,22 @@ class Batches:
                 self.expect_watcher(batch)
 
     def expect_watcher(self, batch: Batch) -> None:
-        """Cancel an attached batch unless somebody watches it within the grace."""
+        """Cancel an attached batch unless somebody watches it within the grace, which begins now."""
         if batch.opened.attached and batch.id in self._unfinished:
-            self._nursery.start_soon(self._cancel_unless_watched, batch)
+            grace = self._graces[batch.id] = trio.CancelScope()
+            self._nursery.start_soon(self._cancel_unless_watched, batch, grace)
 
-    async def _cancel_unless_watched(self, batch: Batch) -> None:
-        await trio.sleep(self._attached_grace_s)
-        if batch.id not in self._watchers:
-            self.cancel(batch, "the client that the batch belongs to went away")
+    async def _cancel_unless_watched(self, batch: Batch, grace: trio.CancelScope) -> None:
+        with grace:
+            await trio.sleep(self._attached_grace_s)
+            if self._graces.get(batch.id) is grace:  # else somebody came back in this very moment
+                del self._graces[batch.id]
+                self.cancel(batch, "the client that the batch belongs to went away")
+
+    def _end_grace(self, batch: Batch) -> None:
+        grace = self._graces.pop(batch.id, None)
+        if grace is not None:
+            grace.cancel()
 
     def stop_windows(self) -> None:
         """Have all sessions end their windows: the disk is full."""

@@ -234,7 +234,8 @@ async def test_the_error_lists_every_path_that_was_tried(
     with pytest.raises(DaemonUnreachable) as caught:
         await ask(None, "status")
     assert str(caught.value) == (
-        f"no daemon answers; start one with `loopaid &`; tried {stale} (Connection refused), {tmp_path}/system.sock (No such file or directory)"
+        f"no daemon answers; start one with `loopaid &`; tried {stale} (Connection refused), "
+        f"{tmp_path}/system.sock (No such file or directory)"
     )
 
 
