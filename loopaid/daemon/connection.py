@@ -150,6 +150,7 @@ class ClientStream:
                 self._begin(request_id, request, nursery)
             case BadRequest(request_id=request_id, info=info):
                 self._put(self.wire.error(request_id, info))
+                self._grant_upload()  # it may have been one with items
             case CancelReceived(request_id=request_id):
                 if request_id in self._calls:
                     self._calls[request_id].scope.cancel()
@@ -165,6 +166,7 @@ class ClientStream:
                 ErrorCode.LIMIT_EXCEEDED, f"more than {self._in_flight_max} requests in flight on one connection"
             )
             self._put(self.wire.error(request_id, error.info(request_id)))
+            self._grant_upload()
             return
         if isinstance(request, AddItems | SubmitBatch):
             self._uploading[request_id] = len(request.items.inputs)
@@ -180,6 +182,8 @@ class ClientStream:
         self._answered(request_id, frame)
 
     async def _answer(self, request_id: int, call: Call, answer: Awaitable[object]) -> None:
+        # Whatever a client can provoke is a LoopaidError. Any other exception but the journal's is a bug of ours in
+        # what all clients share: it ends the daemon, and the log takes up what was unfinished.
         try:
             with call.scope:
                 reply = await answer
@@ -204,14 +208,14 @@ class ClientStream:
     def _answered(self, request_id: int, frame: bytes) -> None:
         del self._calls[request_id]
         self._put(frame)
-        self._grant_upload(request_id)
-
-    def _grant_upload(self, request_id: int) -> None:
-        """Give back the credit of items that are durable or refused now."""
         if self._uploading.pop(request_id, None) is not None:
-            missing = UPLOAD_WINDOW_BYTES - self.wire.upload_credit - sum(self._uploading.values())
-            if missing > 0:
-                self._put(self.wire.credit(missing))
+            self._grant_upload()
+
+    def _grant_upload(self) -> None:
+        """Give back the credit of items that are durable or refused now."""
+        missing = UPLOAD_WINDOW_BYTES - self.wire.upload_credit - sum(self._uploading.values())
+        if missing > 0:
+            self._put(self.wire.credit(missing))
 
     # --- out
 

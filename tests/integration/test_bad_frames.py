@@ -268,6 +268,14 @@ async def test_a_body_that_does_not_decode_is_refused_and_the_connection_goes_on
     assert (await raw.ask(GetStatus())).state == "running"
 
 
+async def test_items_that_do_not_decode_give_their_credit_back(raw: Any, client: Client, push: Push) -> None:
+    await push(ECHO)
+    most = encode({"type": "batch.items", "itmes": b"x" * (FRAME_BYTES_MAX - 100)})  # more than all the credit
+    for _ in range(3):
+        assert (await refused(raw, most, bulk=True))["code"] == ErrorCode.INVALID_REQUEST
+        await wait_all_tasks_blocked()
+
+
 @pytest.mark.parametrize("size", [FRAME_BYTES_MAX - 100, 100_000])
 async def test_what_an_error_quotes_of_a_request_is_cut(raw: Any, client: Client, size: int) -> None:
     bodies = [
