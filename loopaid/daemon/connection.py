@@ -248,7 +248,7 @@ class ClientStream:
                 await self._send_bytes(data)
         except trio.TooSlowError:
             log.warning(
-                "client uid=%d pid=%d cut off: it read nothing for %.0f s",
+                "client uid=%d pid=%d cut off: it read nothing for %g s",
                 self.peer.uid,
                 self.peer.pid,
                 self._stalled_s,
