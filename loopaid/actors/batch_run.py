@@ -156,7 +156,8 @@ class BatchRun:
         """Use a session as long as there is work for it and nobody asks it back."""
         session = lease.session
         lease.on_yield = self._wake
-        executions, clean, lost = 0, False, ""
+        executions, clean = 0, False
+        lost: SessionEnded | None = None
         self._held += 1
         self._batch.begin()
         try:
@@ -174,7 +175,7 @@ class BatchRun:
             clean = False
             self._perform(self._progress.on_load_failed(session.id, failure.error))
         except SessionEnded as ended:
-            lost = ended.reason or ended.by.value
+            lost = ended
             self._session_ended(lease, ended)
         except BaseException:
             session.kill()
@@ -183,8 +184,8 @@ class BatchRun:
             self._windows.pop(session.id, None)
             self._held -= 1
             self._claim()
-            if lost:
-                self._around.pools.lost(session.id, lost)
+            if lost is not None:
+                self._around.pools.lost(session.id, lost.by, lost.reason)
             else:
                 self._around.pools.release(lease, executions=executions, clean=clean)
             self._wake()

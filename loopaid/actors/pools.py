@@ -22,7 +22,7 @@ from loopaid.core.claims import SessionKey
 from loopaid.core.restarts import RestartBudget
 from loopaid.core.scheduler import Scheduler
 from loopaid.model import Language, PoolStatistics
-from loopaid.providers.base import Provider, Session, StartFailed
+from loopaid.providers.base import EndedBy, Provider, Session, StartFailed
 
 log = logging.getLogger(__name__)
 
@@ -112,12 +112,11 @@ class Pools:
             self._scheduler.release(trio.current_time(), lease.session.id, executions=executions, clean=clean)
         )
 
-    def lost(self, session_id: str, reason: str) -> None:
-        """The session died, whoever noticed first."""
+    def lost(self, session_id: str, by: EndedBy, how: str) -> None:
+        """The session died, whoever noticed first. Statistics count by whom; `how` is for the log."""
         if self._leases.pop(session_id, None) is not None:
-            level = logging.DEBUG if reason == "closed" else logging.WARNING  # we killed it
-            log.log(level, "session %s lost: %s", session_id, reason)
-            self._perform(self._scheduler.session_lost(trio.current_time(), session_id, reason))
+            log.log(logging.DEBUG if by is EndedBy.US else logging.WARNING, "session %s lost: %s", session_id, how)
+            self._perform(self._scheduler.session_lost(trio.current_time(), session_id, f"ended_by_{by.value}"))
 
     # --- what the actors say
 
@@ -247,12 +246,12 @@ class PoolActor:
         self._starting.discard(session_id)
         self._sessions[session_id] = session
         self._pools.started(session, trio.current_time() - began)
-        reason = await session.wait_gone()
+        by, how = await session.wait_gone()
         if self._sessions.pop(session_id, None) is not None:  # else somebody closed it
             try:
                 await session.aclose()
             finally:
-                self._pools.lost(session_id, reason)
+                self._pools.lost(session_id, by, how)
 
     async def _close(self, session_id: str, reason: str) -> None:
         session = self._sessions.pop(session_id, None)
@@ -270,7 +269,7 @@ class PoolActor:
         for session_id, session in list(self._sessions.items()):
             del self._sessions[session_id]
             await session.aclose()
-            self._pools.lost(session_id, "closed")
+            self._pools.lost(session_id, EndedBy.US, "closed")
 
 
 @asynccontextmanager

@@ -129,8 +129,8 @@ class Session(Protocol):
     def kill(self) -> None:
         """End it at once; `run` under way delivers what was finished and raises SessionEnded by US."""
 
-    async def wait_gone(self) -> str:
-        """Wait until the environment has ended, however, and no `run` is reading from it; return why."""
+    async def wait_gone(self) -> tuple[EndedBy, str]:
+        """Wait until the environment has ended, and no `run` is reading from it; return who ended it, and how."""
 
     async def aclose(self) -> None:
         """End it, at once and for good; returns when nothing of it is left. May be called twice."""

@@ -187,12 +187,12 @@ class FakeSession:
     def kill(self) -> None:
         self.die("closed", EndedBy.US)
 
-    async def wait_gone(self) -> str:
+    async def wait_gone(self) -> tuple[EndedBy, str]:
         await self._gone.wait()
         if self._in_use:
             await self._idle.wait()
         assert self._ended is not None
-        return self._ended[1]
+        return self._ended
 
     async def aclose(self) -> None:
         self.kill()

@@ -76,7 +76,7 @@ async def test_session_reuse_reuses_idle_sessions(run: Run, inside: Any) -> None
     killed = await run(ending, [1, 1, 1], max_concurrency=1)
     assert len(killed.session_ids - seen) == 3
     assert inside.pool.created == len(seen | killed.session_ids) == 6
-    assert inside.pool.destroyed == {"the program ended its process with exit code 1": 3}
+    assert inside.pool.destroyed == {"ended_by_program": 3}
 
 
 async def test_concurrency_limit_is_respected(run: Run) -> None:

@@ -26,7 +26,7 @@ DOUBLE = "def main(input_data):\n    return input_data * 2\n"
 @pytest.fixture
 async def provider() -> AsyncIterator[LocalProvider]:
     config = Config(sandbox=SandboxSection(tmp_bytes=1 << 20), limits=LimitsSection(stdout_bytes_max=100))
-    async with open_local_provider(config, "loopaid-test") as provider:
+    async with open_local_provider(config, f"loopaid-test-{os.getpid()}") as provider:
         assert provider.problem(Language.PYTHON) is None
         yield provider
 
@@ -204,7 +204,8 @@ async def test_an_idle_session_that_is_killed_is_noticed(start: Start) -> None:
     driven = await start()
     os.kill(driven.session.pid, signal.SIGKILL)
     with trio.fail_after(10):
-        assert "SIGKILL" in await driven.session.wait_gone()
+        by, how = await driven.session.wait_gone()
+    assert by is EndedBy.OUTSIDE and "SIGKILL" in how
 
 
 async def test_what_a_session_says_between_two_windows_ends_it(start: Start) -> None:

@@ -115,7 +115,6 @@ class LocalSession:
         self.sandbox = sandbox
         self.version = ""
         self._process = process
-        self._pidfd = os.pidfd_open(process.pid)
         self._pipes = pipes
         self._limits = limits
         self._seq = random.randrange(SEQ_MODULUS)  # noqa: S311 - only meant to differ between sessions
@@ -132,6 +131,7 @@ class LocalSession:
         self._epoll.register(pipes.up, select.EPOLLIN)
         self._epoll.register(pipes.rows, select.EPOLLIN)
         self._either = self._epoll.fileno()
+        self._pidfd = os.pidfd_open(process.pid)  # last: nothing closes it when this raises
 
     def __repr__(self) -> str:
         return f"<LocalSession {self.id} pid={self._process.pid} {'running' if self._running else 'waiting'}>"
@@ -189,11 +189,11 @@ class LocalSession:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    async def wait_gone(self) -> str:
+    async def wait_gone(self) -> tuple[EndedBy, str]:
         await trio.lowlevel.wait_readable(self._pidfd)
         if self._running:  # what it has written is still to be read
             await self._idle.wait()
-        return "closed" if self._killed else self._describe_exit()[1]
+        return (EndedBy.US, "closed") if self._killed else self._describe_exit()
 
     async def aclose(self) -> None:
         if self._closed:

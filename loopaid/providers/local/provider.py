@@ -11,6 +11,7 @@ import fcntl
 import importlib.resources
 import logging
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -95,32 +96,36 @@ class LocalProvider:
 
     def _spawn(self, session_id: str, toolchain: PythonToolchain) -> LocalSession:
         """Start the process. By Popen in this very thread: the sandbox dies with the thread that forked it."""
-        down_theirs, down = _pipe()
-        up, up_theirs = _pipe()
-        rows, rows_theirs = _pipe()
-        stdout, stderr = _capture_file(f"{self._tag}-stdout"), _capture_file(f"{self._tag}-stderr")
-        for fd in (up, rows, down):
-            os.set_blocking(fd, False)
-        inherited = [down_theirs, up_theirs, rows_theirs]
-        files = [_memory_file("seccomp", self._seccomp), _memory_file("harness", self._harness)]
-        pipes = Pipes(down, up, rows, stdout, stderr)
-        try:
-            process = subprocess.Popen(
-                self._argv(toolchain, inherited, *files),
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=[*inherited, *files],
-                process_group=0,
-                **spawn_options(self._spec, environment=self._environment(toolchain, inherited)),
-            )
-        except OSError as error:
-            pipes.close()
-            raise StartFailed(f"cannot start {self._spec.bwrap}: {error}") from None
-        finally:
-            for fd in (*inherited, *files):
-                os.close(fd)
-        return LocalSession(session_id, process, pipes, self._limits, self._spec.kind)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:  # closed here, except for what works
+            down_theirs, down = _pipe(theirs, ours)
+            up, up_theirs = _pipe(ours, theirs)
+            rows, rows_theirs = _pipe(ours, theirs)
+            stdout, stderr = (_capture_file(f"{self._tag}-{name}", ours) for name in ("stdout", "stderr"))
+            for fd in (up, rows, down):
+                os.set_blocking(fd, False)
+            inherited = [down_theirs, up_theirs, rows_theirs]
+            files = [_memory_file("seccomp", self._seccomp, theirs), _memory_file("harness", self._harness, theirs)]
+            try:
+                process = subprocess.Popen(
+                    self._argv(toolchain, inherited, *files),
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    pass_fds=[*inherited, *files],
+                    process_group=0,
+                    **spawn_options(self._spec, environment=self._environment(toolchain, inherited)),
+                )
+            except OSError as error:
+                raise StartFailed(f"cannot start {self._spec.bwrap}: {error}") from None
+            pipes = Pipes(down, up, rows, stdout, stderr)
+            try:
+                session = LocalSession(session_id, process, pipes, self._limits, self._spec.kind)
+            except OSError:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise
+            ours.pop_all()
+            return session
 
     def _argv(self, toolchain: PythonToolchain, inherited: list[int], seccomp_fd: int, harness_fd: int) -> list[str]:
         confined = self._spec.kind == "bubblewrap"
@@ -161,22 +166,26 @@ class LocalProvider:
         }
 
 
-def _pipe() -> tuple[int, int]:
-    """A pipe that holds a window, if the system's limit for pipes allows it."""
+def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe that holds a window, if the system's limit for pipes allows it; each end is its owner's to close."""
     read, write = os.pipe2(os.O_CLOEXEC)
+    reader.callback(os.close, read)
+    writer.callback(os.close, write)
     with contextlib.suppress(PermissionError):  # over /proc/sys/fs/pipe-user-pages-soft: slower, not wrong
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     return read, write
 
 
-def _capture_file(name: str) -> int:
+def _capture_file(name: str, owner: contextlib.ExitStack) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    owner.callback(os.close, fd)
     fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
     return fd
 
 
-def _memory_file(name: str, content: bytes) -> int:
+def _memory_file(name: str, content: bytes, owner: contextlib.ExitStack) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    owner.callback(os.close, fd)
     os.write(fd, content)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
