@@ -22,11 +22,12 @@ from loopaid.daemon.server import open_listener
 from loopaid.errors import LoopaidError
 from loopaid.model import BatchSummary, Language, PoolStatistics
 from loopaid.providers.local import provider
-from loopaid.providers.local.process import LocalSession
+from loopaid.providers.local.session import LocalSession
+from loopaid.testing.reply_types import REPLY_TYPES
 from loopaid.wire.connection import ClientConnection
 from loopaid.wire.events import Answer, CreditReceived, ErrorReceived, HelloReceived
 from loopaid.wire.frames import Frame, FrameReader
-from loopaid.wire.messages import REPLY_TYPES, Hello, Request, decode_reply
+from loopaid.wire.messages import Hello, Request, decode_reply
 
 PATIENCE_S = 30
 """Longer than any test takes, even on a machine that is busy with something else."""

@@ -14,8 +14,8 @@ from trio.testing import wait_all_tasks_blocked
 from loopaid.config import Config, LimitsSection, SandboxSection
 from loopaid.model import STATUSES, ItemStatus, Language, Shape
 from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, Window, WindowEnd
-from loopaid.providers.local.process import LocalSession
 from loopaid.providers.local.provider import LocalProvider, open_local_provider
+from loopaid.providers.local.session import LocalSession
 from loopaid.wire.rows import Row, decode_extra
 
 pytestmark = pytest.mark.slow  # each starts a sandbox and an interpreter: 30 to 100 ms

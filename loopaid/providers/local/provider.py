@@ -26,9 +26,11 @@ from loopaid.model import Language
 from loopaid.providers.base import SessionEnded, StartFailed
 from loopaid.providers.local.orphans import end_orphans
 from loopaid.providers.local.probe import ProbeReport, run_probe
-from loopaid.providers.local.process import PIPE_BYTES, LocalSession, Pipes, SessionLimits
+from loopaid.providers.local.process import Capture, SandboxProcess
+from loopaid.providers.local.protocol import SessionLimits
 from loopaid.providers.local.sandbox import SandboxSpec, build_argv, host_identity, spawn_options
 from loopaid.providers.local.seccomp import deny_program
+from loopaid.providers.local.session import PIPE_BYTES, LocalSession, Pipes
 from loopaid.providers.local.toolchains import PythonToolchain, find_bwrap, find_python, system_mounts
 
 log = logging.getLogger(__name__)
@@ -117,9 +119,19 @@ class LocalProvider:
                 )
             except OSError as error:
                 raise StartFailed(f"cannot start {self._spec.bwrap}: {error}") from None
-            pipes = Pipes(down, up, rows, stdout, stderr)
             try:
-                session = LocalSession(session_id, process, pipes, self._limits, self._spec.kind)
+                sandbox = SandboxProcess(
+                    process,
+                    Capture(stdout, self._limits.stdout_bytes_max),
+                    Capture(stderr, self._limits.stderr_bytes_max),
+                )
+                session = LocalSession(
+                    session_id,
+                    sandbox,
+                    Pipes(down, up, rows),
+                    row_bytes_max=self._limits.row_bytes_max,
+                    sandbox=self._spec.kind,
+                )
             except OSError:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

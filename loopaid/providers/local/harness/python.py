@@ -3,7 +3,7 @@
 Standard library only and Python 3.9 syntax: the interpreter is the user's, not the daemon's. Three pipes, whose
 numbers come in the environment variable LOOPAID_HARNESS and leave it at once:
 
-    down   LOAD RUN STOP CLOSE, each `kind u8 | length u32 | payload`
+    down   LOAD RUN STOP, each `kind u8 | length u32 | payload`
     up     READY LOADED LOAD_FAILED END, framed alike, payload JSON
     rows   one row per item and nothing else; the format stands at the top of loopaid/wire/rows.py
 
@@ -28,7 +28,7 @@ from json.encoder import encode_basestring_ascii
 from json.scanner import make_scanner
 
 READY, LOADED, LOAD_FAILED, END = 1, 2, 3, 4
-LOAD, RUN, STOP, CLOSE = 1, 2, 3, 4
+LOAD, RUN, STOP = 1, 2, 3
 FRAME = struct.Struct(">BI")
 ROW_HEAD = struct.Struct(">BBIBIBBIBI")
 NO_EXTRA = b"\xc0"
@@ -80,12 +80,10 @@ class Pipe:
             buffer = b"".join(parts)
 
     def stop_requested(self):
-        """Look without waiting. Between RUN and END the daemon sends nothing but STOP and CLOSE."""
+        """Look without waiting. Between RUN and END the daemon sends nothing but STOP."""
         if not self.buffer and not self.poll(0):
             return False
-        kind, _ = self.read_frame()
-        if kind == CLOSE:
-            os._exit(0)
+        self.read_frame()
         return True
 
 
@@ -261,15 +259,13 @@ class Harness:
         write_all(self.up, FRAME.pack(kind, len(payload)) + payload)
 
     def serve(self):
-        self.send(READY, {"version": sys.version.split()[0], "sweeps": self.sweeps})
+        self.send(READY, {"version": sys.version.split()[0]})
         while True:
             kind, payload = self.down.read_frame()
             if kind == RUN:
                 self.run(payload)
             elif kind == LOAD:
                 self.load(json_loads(payload))
-            elif kind == CLOSE:
-                os._exit(0)
 
     def load(self, program):
         self.digest = program["digest"]
@@ -277,9 +273,7 @@ class Harness:
             self.call = self.make_call(program["source"], program["shape"])
         except BaseException as error:  # the program's own code runs at load
             failure = describe_error(error)
-            failure["memory"] = isinstance(error, MemoryError)
             del error
-            failure["stdout"], failure["stderr"] = self.stdout.take()[0], self.stderr.take()[0]
             self.send(LOAD_FAILED, failure)
             return
         self.stdout.take()
