@@ -31,7 +31,7 @@ READY, LOADED, LOAD_FAILED, END = 1, 2, 3, 4
 _FRAME: Final = struct.Struct(">BI")
 
 CONTROL_BYTES_MAX: Final = 1 << 20
-"""Longest frame of the harness on `up`: LOAD_FAILED carries a traceback and what was printed."""
+"""Longest frame of the harness on `up`: LOAD_FAILED carries a traceback."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -134,7 +134,7 @@ class RowBuffer:
         if not count:
             return b"", []
         if count > rows_max:
-            raise ProtocolViolation(f"{count} rows where {rows_max} were due")
+            raise ProtocolViolation(f"{count} rows for {rows_max} items")
         encoded = bytes(memoryview(self._buffer)[:length])
         del self._buffer[:length]
         rows = decode_rows(encoded, count)
