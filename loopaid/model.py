@@ -34,7 +34,6 @@ class ItemStatus(enum.StrEnum):
 
 
 STATUSES: Final = tuple(ItemStatus)
-STATUS_NUMBER: Final = {status: number for number, status in enumerate(STATUSES)}
 
 
 class BatchState(enum.StrEnum):

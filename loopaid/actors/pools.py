@@ -142,6 +142,14 @@ class Pools:
     def start_cost_s(self, language: Language) -> float:
         return self._scheduler.start_cost_s(language)
 
+    def problem(self, language: Language) -> str | None:
+        """Why sessions of a language do not start at the moment, in words for people."""
+        trouble = self._scheduler.start_trouble(language)
+        if trouble is None:
+            return None
+        wait_s = max(0.0, trouble.retry_at - trio.current_time())
+        return f"{language} sessions do not start ({trouble.failures} tries): {trouble.reason}; again in {wait_s:.0f} s"
+
     @property
     def languages(self) -> list[Language]:
         return list(self._actors)

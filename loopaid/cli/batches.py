@@ -19,6 +19,7 @@ from loopaid.cli.settings import Settings, Verbs, pass_settings
 from loopaid.cli.watch import deliver, find_failures, finish
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchState
+from loopaid.wire.messages import BATCHES_LISTED_MAX
 
 if TYPE_CHECKING:
     from loopaid.client.blocking import BlockingClient
@@ -91,7 +92,9 @@ def submit(
 
 
 @batch.command("list")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The newest so many.")
+@click.option(
+    "--limit", type=click.IntRange(1, BATCHES_LISTED_MAX), default=50, show_default=True, help="The newest so many."
+)
 @click.option("--state", type=click.Choice([state.value for state in BatchState]), help="Only those in this state.")
 @pass_settings
 def list_(settings: Settings, /, limit: int, state: str | None) -> None:

@@ -163,7 +163,7 @@ class Verbs:
         return call(ShowBatch(batch_id=batch_id), BatchSummary)
 
     def list_batches(self, limit: int = 50, state: str | None = None) -> Flow[list[BatchSummary]]:
-        """The newest batches first, at most `limit`; `state` is the value of a BatchState."""
+        """The newest batches first, at most `limit` (1 to 1000); `state` is the value of a BatchState."""
         request = ListBatches(limit=limit, state=None if state is None else one_of(BatchState, state, "state"))
         reply = yield from call(request, BatchList)
         return reply.batches

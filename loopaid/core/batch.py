@@ -115,10 +115,6 @@ class BatchProgress:
         return 0 if self._ending else sum(map(len, self._pending))
 
     @property
-    def in_flight(self) -> int:
-        return len(self._flights)
-
-    @property
     def next_range(self) -> Range | None:
         """The items of which `take` hands out the first; None when there is nothing to hand out."""
         return self._pending[0] if self._pending and not self._ending else None
@@ -127,11 +123,6 @@ class BatchProgress:
     def recallable(self) -> int:
         """Items that were sent ahead and not begun, so that another session could have them."""
         return 0 if self._ending else sum([len(flight) - 1 for flight in self._flights.values() if len(flight)])
-
-    @property
-    def is_ending(self) -> bool:
-        """Nothing is handed out any more."""
-        return self._ending is not None
 
     def take(self, session_id: str, items_max: int) -> Range:
         """Hand the first items of `next_range`, which is not None, to a session that has none."""

@@ -46,11 +46,8 @@ class StoreStatistics(msgspec.Struct, frozen=True, kw_only=True):
     segments: int
     bytes: int
     frames: int
-    frames_committed: int
     commits: int
     commit_seconds: float
-    commit_seconds_last: float
-    frames_per_commit: float
     pending_bytes: int
     torn_files: int
     full: bool
@@ -134,7 +131,6 @@ class Store:
         self._frames_committed = 0
         self._commits = 0
         self._commit_seconds = 0.0
-        self._commit_seconds_last = 0.0
 
     def __repr__(self) -> str:
         state = "poisoned" if self._poison is not None else "full" if self.full else "healthy"
@@ -205,8 +201,7 @@ class Store:
             self._poison = error
             raise self._poisoned() from error
         self._committed_end = group.end
-        self._commit_seconds_last = time.monotonic() - started
-        self._commit_seconds += self._commit_seconds_last
+        self._commit_seconds += time.monotonic() - started
         self._commits += 1
         self._frames_committed += group.frames
 
@@ -261,11 +256,8 @@ class Store:
             segments=self._writer.number - self.recovery.first_segment + 1,
             bytes=self._bytes,
             frames=self.recovery.frames + self._frames_committed,
-            frames_committed=self._frames_committed,
             commits=self._commits,
             commit_seconds=self._commit_seconds,
-            commit_seconds_last=self._commit_seconds_last,
-            frames_per_commit=self._frames_committed / self._commits if self._commits else 0.0,
             pending_bytes=self.pending_bytes,
             torn_files=self.recovery.torn_files,
             full=self.full,

@@ -38,7 +38,7 @@ class CreditReceived(msgspec.Struct, frozen=True):
 
 
 class ReplyReceived(msgspec.Struct, frozen=True):
-    """The answer; decode it as `REPLY_TYPES[type(request)]`."""
+    """The answer; what it decodes to depends on the request."""
 
     request_id: int
     body: bytes

@@ -1,8 +1,8 @@
 """What clients and the daemon say to each other, as typed MessagePack.
 
 A request is a map with a `type`; an unknown or misspelt field is an error that names it. Replies are tolerant of
-fields they do not know. `REPLY_TYPES` says which reply answers which request. Result blocks are the one message on
-the hot path: an array that carries a block of the log unchanged.
+fields they do not know. Which reply answers which request stands in `loopaid/testing/reply_types.py`. Result blocks
+are the one message on the hot path: an array that carries a block of the log unchanged.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ CHUNK_BYTES_TARGET: Final = 1 << 20
 KEY_CHARS_MAX: Final = 256
 REASON_CHARS_MAX: Final = 1000
 """Texts that the log and every summary carry on."""
+BATCHES_LISTED_MAX: Final = 1000
+"""Summaries in one reply: with the longest texts they fit a frame, and making them holds nobody up for long."""
 
 IdempotencyKey = Annotated[str, msgspec.Meta(max_length=KEY_CHARS_MAX)]
 
@@ -151,7 +153,9 @@ class Exec(Request, frozen=True, tag="exec"):
 
 
 class ListBatches(Request, frozen=True, tag="batch.list"):
-    limit: int = 50
+    """The newest `limit`."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=BATCHES_LISTED_MAX)] = 50
     state: BatchState | None = None
 
 
@@ -362,28 +366,6 @@ class EncodedExecResult(Reply, frozen=True):
     block: EncodedResultBlock
     durable: bool
 
-
-REPLY_TYPES: Final[dict[type[Request], type[msgspec.Struct]]] = {
-    PutTask: TaskInfo,
-    ListTasks: TaskList,
-    ShowTask: TaskInfo,
-    PushArtifact: ArtifactInfo,
-    ListArtifacts: ArtifactList,
-    ShowArtifact: ArtifactInfo,
-    ActivateArtifact: ArtifactInfo,
-    OpenBatch: BatchOpened,
-    AddItems: ItemsDurable,
-    CloseBatch: BatchAccepted,
-    SubmitBatch: BatchAccepted,
-    Exec: ExecResult,
-    ListBatches: BatchList,
-    ShowBatch: BatchSummary,
-    Results: BatchSummary,
-    WaitBatch: BatchSummary,
-    CancelBatch: CancelRequested,
-    GetStatus: DaemonStatus,
-    GetLogInfo: LogInfo,
-}
 
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not what they should be."""

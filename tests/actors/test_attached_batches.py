@@ -36,6 +36,7 @@ async def test_nothing_waits_for_the_watchers_of_a_batch_that_has_ended(
         return trio.lowlevel.current_statistics().tasks_living
 
     await small.run([{"ms": 1}])
+    await trio.sleep(0.1)
     before = tasks()
     batch = await small.submit([{"ms": 50}], attached=True)
     for _ in range(10):

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from loopaid.actors import recorder as recorder_module
 from loopaid.actors.batch import Batch
 from loopaid.config import Config
-from loopaid.model import BatchState
+from loopaid.model import BatchState, Language
 from loopaid.testing.fake_provider import FakeProvider
 from loopaid.testing.small_daemon import SmallDaemon, open_small_daemon
 
@@ -260,3 +260,16 @@ async def test_leaving_closes_every_session(config: Config, autojump_clock: Mock
         assert len(provider.running) > 1
     assert provider.running == []
     assert not batch.state.is_final
+
+
+async def test_a_language_whose_sessions_do_not_start_is_a_problem_until_one_does(
+    small: SmallDaemon, autojump_clock: MockClock
+) -> None:
+    small.provider.start_failures.extend(["no memory"] * 2)
+    batch = await small.submit([{"ms": 1}])
+    await trio.sleep(0.05)
+    told = small.daemon.pools.problem(Language.PYTHON)
+    assert told == "python sessions do not start (1 tries): no memory; again in 0 s"
+    await small.ended(batch)
+    assert batch.state is BatchState.DONE
+    assert small.daemon.pools.problem(Language.PYTHON) is None

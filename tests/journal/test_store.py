@@ -82,7 +82,7 @@ def test_a_group_larger_than_a_segment_spans_several(tmp_path: Path) -> None:
     statistics = store.statistics()
     assert [frame.payload for frame in store.scan()] == payloads
     assert statistics.commits == 1
-    assert statistics.frames_per_commit == len(payloads)
+    assert statistics.frames == len(payloads)
     assert statistics.segments == split_position(store.end)[0] > 8
     assert statistics.bytes == sum(path.stat().st_size for path in (tmp_path / "log").glob("*.log"))
     store.close()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from loopaid.errors import ProtocolViolation
 from loopaid.model import ItemStatus
+from loopaid.testing.reply_types import REPLY_TYPES
 from loopaid.wire.messages import (
-    REPLY_TYPES,
     UNDECODABLE,
     AnyRequest,
     BatchOpened,

@@ -128,7 +128,7 @@ def list_batches(daemon: Daemon, call: Call, request: m.ListBatches) -> m.BatchL
     found = daemon.batches.all(call.peer.scope)
     if request.state is not None:
         found = [batch for batch in found if batch.state is request.state]
-    return m.BatchList(batches=[batch.summary() for batch in found[: max(0, request.limit)]])
+    return m.BatchList(batches=[batch.summary() for batch in found[: request.limit]])
 
 
 def show_batch(daemon: Daemon, call: Call, request: m.ShowBatch) -> BatchSummary:

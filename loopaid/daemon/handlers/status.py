@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
     provider, recorder = daemon.provider, daemon.recorder
     problems = list(provider.notes)
-    problems += [problem for language in daemon.pools.languages if (problem := provider.problem(language)) is not None]
+    for language in daemon.pools.languages:
+        problems += filter(None, (provider.problem(language), daemon.pools.problem(language)))
     if recorder.health != "healthy":
         problems.append(f"the log is {recorder.health}")
     return m.DaemonStatus(
