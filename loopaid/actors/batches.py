@@ -93,9 +93,8 @@ class Batches:
         self, batch: Batch, total: int, *, attempt: int = 1, recorded: Iterable[tuple[int, int]] = ()
     ) -> BatchProgress:
         """All its items are there; `recorded` of them, as (start, stop), have records. It can be run now."""
-        progress = BatchProgress(
-            total, batch.options, attempts_max=self._around.attempts_max, attempt=attempt, recorded=recorded
-        )
+        attempts_max = attempt - 1 + self._around.attempts_max  # a restart of the daemon is no fault of its sessions
+        progress = BatchProgress(total, batch.options, attempts_max=attempts_max, attempt=attempt, recorded=recorded)
         batch.accept(total, progress)
         self._runs[batch.id] = BatchRun(batch, progress, self._around)
         return progress

@@ -65,11 +65,13 @@ class BatchClosed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BatchResumed(msgspec.Struct, frozen=True, array_like=True):
-    """The daemon died under the batch; what has no record runs on this attempt."""
+    """The daemon ended under the batch; what has no record runs on this attempt. So far it was killed, and not
+    stopped, `deaths` times."""
 
     batch_id: str
     attempt: int
     at: float
+    deaths: int
 
 
 class BatchEnded(msgspec.Struct, frozen=True, array_like=True):

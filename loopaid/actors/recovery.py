@@ -23,19 +23,30 @@ _ARTIFACT_LOST: Final = ProgramError("ArtifactLost", "the catalog does not have 
 
 
 class Recovery:
-    """One pass over the journal and one over what is unfinished; `run` it once, before anything else."""
+    """One pass over the journal and one over what is unfinished; `run` it once, before anything else.
+
+    A daemon that was killed, and not stopped, may have died of what it ran: a batch is given up after so many deaths.
+    """
 
     def __init__(
-        self, catalog: Catalog, batches: Batches, intake: Intake, around: Surroundings, policy: Policy
+        self,
+        catalog: Catalog,
+        batches: Batches,
+        intake: Intake,
+        around: Surroundings,
+        policy: Policy,
+        *,
+        was_killed: bool,
     ) -> None:
         self._catalog = catalog
         self._batches = batches
         self._intake = intake
         self._around = around
         self._policy = policy
+        self._was_killed = was_killed
         self._found: dict[str, Batch] = {}
         self._accepted: set[str] = set()
-        self._attempts: dict[str, int] = {}
+        self._resumed: dict[str, records.BatchResumed] = {}
 
     def run(self) -> None:
         self._replay()
@@ -65,7 +76,7 @@ class Recovery:
                     found[head.batch_id].log.add_block(frame.position, head.first_index, head.count)
                 case records.BATCH_RESUMED:
                     resumed = records.decode_resumed(frame.payload)
-                    self._attempts[resumed.batch_id] = resumed.attempt
+                    self._resumed[resumed.batch_id] = resumed
                 case records.BATCH_ENDED:
                     ended = records.decode_ended(frame.payload)
                     found[ended.batch_id].replay_end(ended)
@@ -98,10 +109,12 @@ class Recovery:
             index += chunk.count
 
     def _go_on(self, batch: Batch) -> None:
-        attempt = self._attempts.get(batch.id, 1) + 1
+        before = self._resumed.get(batch.id)
+        attempt = 2 if before is None else before.attempt + 1
+        deaths = self._was_killed + (0 if before is None else before.deaths)
         progress = self._batches.accept(batch, batch.total, attempt=attempt, recorded=batch.log.recorded_ranges())
         self._count(batch, progress)
-        failure = self._failure(batch, attempt)
+        failure = self._failure(batch, deaths)
         if failure is not None:
             log.error("batch %s is given up: %s", batch.id, failure.message)
             self._batches.give_up(batch, failure)
@@ -113,7 +126,7 @@ class Recovery:
             log.warning("batch %s is held: %s", batch.id, done)
             return
         log.warning("batch %s resumes: %s", batch.id, done)
-        resumed = records.BatchResumed(batch.id, attempt, self._around.wall_time())
+        resumed = records.BatchResumed(batch.id, attempt, self._around.wall_time(), deaths)
         self._around.recorder.append(records.BATCH_RESUMED, records.encode(resumed))
         self._batches.start(batch)
 
@@ -128,12 +141,13 @@ class Recovery:
                 batch.started_at = min(batch.started_at or block.started_at, block.started_at)
                 progress.count([row.status for row in block.rows], [row.latency_us for row in block.rows])
 
-    def _failure(self, batch: Batch, attempt: int) -> ProgramError | None:
+    def _failure(self, batch: Batch, deaths: int) -> ProgramError | None:
         """Why a batch cannot go on."""
         if batch.artifact is None:
             return _ARTIFACT_LOST
-        if attempt > self._around.attempts_max:
-            return ProgramError("Interrupted", f"the daemon died {attempt - 1} times under this batch")
+        if deaths >= self._around.attempts_max:
+            how_often = "once" if deaths == 1 else f"{deaths} times"
+            return ProgramError("Interrupted", f"the daemon died {how_often} under this batch")
         if self._policy == "fail":
-            return ProgramError("Interrupted", "the daemon died under this batch, and its recovery policy is `fail`")
+            return ProgramError("Interrupted", "the daemon ended under this batch, and its recovery policy is `fail`")
         return None

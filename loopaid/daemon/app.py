@@ -32,7 +32,7 @@ from loopaid.config import Config
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
 from loopaid.errors import ConfigError, JournalLocked
-from loopaid.journal.disk import REAL_DISK, Disk
+from loopaid.journal.disk import REAL_DISK, Disk, full_when_no_space
 from loopaid.journal.store import Store, open_store
 from loopaid.model import Language
 from loopaid.providers.base import Provider
@@ -42,6 +42,8 @@ from loopaid.providers.local.provider import open_local_provider
 log = logging.getLogger(__name__)
 
 CATALOG_RESERVE_BYTES = 1 << 20
+LOCK_NAME_CHARS = 10
+"""A pid has at most seven digits."""
 
 
 class Daemon(msgspec.Struct, frozen=True):
@@ -66,13 +68,13 @@ async def open_daemon(config: Config, state_dir: Path, *, disk: Disk = REAL_DISK
     ConfigError for a directory that cannot be used.
     """
     with (
-        _locked(state_dir),
+        _locked(state_dir) as was_killed,
         _store(state_dir / "catalog", config, disk) as catalog_store,
         _store(state_dir / "records", config, disk) as store,
     ):
         async with (
             open_local_provider(config, session_tag(state_dir)) as provider,
-            open_actors(config, state_dir, catalog_store, store, provider) as daemon,
+            open_actors(config, state_dir, catalog_store, store, provider, was_killed=was_killed) as daemon,
         ):
             yield daemon
 
@@ -85,10 +87,14 @@ async def open_actors(
     store: Store,
     provider: Provider,
     *,
+    was_killed: bool,
     wall_time: Callable[[], float] = time.time,
     run_blocking: RunBlocking = in_thread,
 ) -> AsyncIterator[Daemon]:
-    """All that works, on journals and sessions from outside, which stay the caller's. `wall_time` is Unix seconds."""
+    """All that works, on journals and sessions from outside, which stay the caller's.
+
+    `was_killed` says that the daemon before this one did not end in good order. `wall_time` is Unix seconds.
+    """
     durable = config.log.durability == "durable"
     async with (
         open_recorder(catalog_store, durable=durable, run_blocking=run_blocking) as catalog_recorder,
@@ -102,7 +108,8 @@ async def open_actors(
             open_batches(around, attached_grace_s=config.batch.attached_grace_s) as batches,
             open_intake(config, catalog, batches, around, provider) as intake,
         ):
-            Recovery(catalog, batches, intake, around, config.daemon.recovery).run()
+            policy = config.daemon.recovery
+            Recovery(catalog, batches, intake, around, policy, was_killed=was_killed).run()
             recorder.on_full = batches.stop_windows
             yield Daemon(config, state_dir, wall_time(), provider, pools, catalog, batches, intake, recorder)
 
@@ -149,9 +156,12 @@ def _store(directory: Path, config: Config, disk: Disk) -> Iterator[Store]:
 
 
 @contextmanager
-def _locked(state_dir: Path) -> Iterator[None]:
+def _locked(state_dir: Path) -> Iterator[bool]:
     """Own the state directory, made 0700 if it is not there. Raises JournalLocked that names the other owner, and
-    ConfigError when it cannot be made or written."""
+    ConfigError when it cannot be made or written.
+
+    True: the name of an earlier owner still stands in the lock, so that one did not end in good order.
+    """
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(state_dir / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -163,10 +173,21 @@ def _locked(state_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.pread(fd, 64, 0).decode(errors="replace").strip()
+            owner = _name_in(fd)
             raise JournalLocked(f"{state_dir} belongs to a running daemon (pid {owner or 'unknown'})") from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
+        was_killed = bool(_name_in(fd))
+        with full_when_no_space(str(state_dir)):
+            _write_name(fd, str(os.getpid()))
+        yield was_killed
+        _write_name(fd, "")
     finally:
         os.close(fd)
+
+
+def _name_in(lock: int) -> str:
+    return os.pread(lock, 64, 0).decode(errors="replace").strip()
+
+
+def _write_name(lock: int, name: str) -> None:
+    """In place: on a full disk there may be no room for what was given up before."""
+    os.pwrite(lock, f"{name:<{LOCK_NAME_CHARS}}\n".encode(), 0)

@@ -143,14 +143,25 @@ async def open_small_daemon(
     disk: Disk | None = None,
     provider: FakeProvider | None = None,
     run_blocking: RunBlocking = at_once,
+    was_killed: bool = True,
 ) -> AsyncIterator[SmallDaemon]:
-    """A daemon on the journals of `disk`, which may be those of an earlier one. Raises JournalError."""
+    """A daemon on the journals of `disk`, which may be those of an earlier one. Raises JournalError.
+
+    `was_killed` says how that one ended.
+    """
     config, disk, provider = config or Config(), disk or SimDisk(), provider or FakeProvider()
     disk.mkdir(str(STATE_DIR))
     with ExitStack() as stores:
         catalog, records = (stores.enter_context(closing(_open(disk, name))) for name in ("catalog", "records"))
         async with open_actors(
-            config, STATE_DIR, catalog, records, provider, wall_time=wall_time, run_blocking=run_blocking
+            config,
+            STATE_DIR,
+            catalog,
+            records,
+            provider,
+            was_killed=was_killed,
+            wall_time=wall_time,
+            run_blocking=run_blocking,
         ) as daemon:
             yield SmallDaemon(daemon, provider)
 

@@ -101,7 +101,7 @@ async def test_fail_gives_up_what_was_running(autojump_clock: MockClock) -> None
     async with life(disk, daemon__recovery="fail") as small:
         batch = await small.ended(found(small))
         assert (batch.state, small.statuses(batch)) == (BatchState.INTERRUPTED, ["ok"] * 4 + ["interrupted"] * 6)
-        assert batch.reason == "the daemon died under this batch, and its recovery policy is `fail`"
+        assert batch.reason == "the daemon ended under this batch, and its recovery policy is `fail`"
         assert small.provider.starts == 0
 
 
@@ -120,6 +120,42 @@ async def test_after_attempts_max_deaths_a_batch_is_given_up(autojump_clock: Moc
         last = killed(disk)
     async with life(last) as small:
         assert (found(small).state, found(small).reason) == (BatchState.INTERRUPTED, batch.reason)
+
+
+async def test_a_daemon_that_was_stopped_has_not_died(autojump_clock: MockClock) -> None:
+    disk, _ = await interrupted([{"ms": 1000, "killed": 8}, *SLOW], 0, max_concurrency=1)
+    for _ in range(5):
+        with trio.fail_after(PATIENCE_S):
+            async with open_small_daemon(config=settings(), disk=disk, was_killed=False) as small:
+                await trio.sleep(0.5)
+                disk = killed(disk)
+    async with life(disk) as small:
+        batch = await small.ended(found(small))
+        assert batch.state is BatchState.DONE
+        assert small.statuses(batch) == ["ok"] * 11  # item 0 has its three attempts in this life: 7, 8, 9
+        assert [each.attempt for each in small.in_order(batch)] == [9] + [7] * 10
+
+
+async def test_the_lock_tells_whether_the_last_owner_left_in_good_order(tmp_path: Path) -> None:
+    config = settings(sandbox__kind="none", execution__attempts_max=1)
+    endless = "import time\n\ndef main(n):\n    time.sleep(n)\n    return n\n"
+    async with open_daemon(config, tmp_path / "state") as daemon:
+        small = SmallDaemon(daemon, None)  # type: ignore[arg-type]  # no fakes here
+        await small.push(endless)
+        accepted = await small.submit([0, 3600])
+        await small.until(accepted, lambda: accepted.log.recorded == 1)
+    for _ in range(2):  # two restarts in good order
+        async with open_daemon(config, tmp_path / "state") as daemon:
+            assert daemon.batches.find(None, accepted.id).state in (BatchState.QUEUED, BatchState.RUNNING)
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with open_daemon(config, tmp_path / "state"):
+            raise ZeroDivisionError
+    async with open_daemon(config, tmp_path / "state") as daemon:
+        batch = daemon.batches.find(None, accepted.id)
+        with trio.fail_after(30):
+            while not batch.state.is_final:
+                await batch.changed.wait()
+        assert (batch.state, batch.reason) == (BatchState.INTERRUPTED, "the daemon died once under this batch")
 
 
 # --- what is known of a batch afterwards
