@@ -99,7 +99,8 @@ class Recorder:
         if self.full:
             raise LoopaidError(
                 ErrorCode.LOG_FULL,
-                "no space is left for the log; running batches wait, new ones are refused until there is",
+                "no space is left for the log ([log] reserve_bytes included); running batches wait and new ones are "
+                "refused until there is more",
                 retry_after_ms=int(FULL_RETRY_S * 1000),
             )
 
