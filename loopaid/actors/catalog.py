@@ -56,6 +56,10 @@ class Catalog:
     def _apply_activation(self, activation: records.Activation) -> None:
         self._active[activation.uid, activation.task] = activation.version
 
+    async def committed(self) -> None:
+        """Wait until everything that can be seen here is durable."""
+        await self._recorder.committed()
+
     # --- tasks
 
     def tasks(self, uid: int | None) -> list[Task]:

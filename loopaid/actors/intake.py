@@ -145,6 +145,11 @@ class Intake:
             receiving = self._receiving_of(batch)  # it may have been cancelled meanwhile
         self._accept(batch, receiving)
         self._batches.start(batch)
+        await self.committed()
+
+    async def committed(self) -> None:
+        """Wait until all that was accepted is durable, with its programs: these lie in the catalog's journal."""
+        await self._catalog.committed()
         await self._around.recorder.committed()
 
     async def _check_ids(self, batch: Batch, receiving: Receiving, ids: ItemIds) -> None:

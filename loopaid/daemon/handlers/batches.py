@@ -42,7 +42,7 @@ async def close_batch(daemon: Daemon, call: Call, request: m.CloseBatch) -> m.Ba
     elif request.total != batch.total:  # closed before, and the answer was lost
         raise LoopaidError(ErrorCode.BATCH_NOT_OPEN, f"batch {batch.id} was closed with {batch.total} items")
     else:
-        await daemon.recorder.committed()  # a moment ago, perhaps
+        await daemon.intake.committed()  # a moment ago, perhaps
     return _accepted(batch)
 
 
@@ -67,7 +67,7 @@ async def submit_batch(daemon: Daemon, call: Call, request: m.SubmitBatch) -> m.
             path="idempotency_key",
         )
     else:
-        await daemon.recorder.committed()  # another request had it accepted, a moment ago perhaps
+        await daemon.intake.committed()  # another request had it accepted, a moment ago perhaps
     return _accepted(batch)
 
 
