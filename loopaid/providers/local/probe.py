@@ -27,7 +27,7 @@ SECONDS_MAX: Final = 20.0  # it takes 0.1 s; a machine that is swapping at boot 
 
 
 class ProbeReason(enum.StrEnum):
-    """Why sessions cannot be confined here. The values are stable: `doctor` and the status show them."""
+    """Why sessions cannot be confined here. The values are stable: the status shows them."""
 
     NO_BWRAP = "no_bwrap"
     BWRAP_TOO_OLD = "bwrap_too_old"
@@ -86,7 +86,7 @@ _FIXES: Final = {
     ),
     ProbeReason.INTERPRETER: "set [pool.python] interpreter to a Python 3.9 or newer that works by itself",
     ProbeReason.TIMEOUT: "the machine may be overloaded; try again",
-    ProbeReason.LEAKS: "this bubblewrap or kernel does not confine programs; please report it with what doctor says",
+    ProbeReason.LEAKS: "this bubblewrap or kernel does not confine programs; please report it with what `loopai status` says",
     ProbeReason.FAILED: "the detail is what bubblewrap said",
 }
 
