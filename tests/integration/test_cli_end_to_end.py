@@ -116,6 +116,8 @@ def test_failed_items_keep_the_state_and_the_commands_in_the_message_show_them(
     assert "  1: program_error: ValueError: no 0, please" in lines
     show = next(line.removeprefix("all of them: ") for line in lines if line.startswith("all of them: "))
     serve = next(line.partition("to serve it: ")[2] for line in lines if "to serve it: " in line)
+    kept = sum(path.stat().st_size for path in (tmp_path / "state").rglob("*"))
+    assert kept < 200_000  # and nothing set aside against a full disk
     with daemon(environment, *shlex.split(serve)[1:]):
         shown = loopai(*shlex.split(show)[1:])
     assert [each["index"] for each in results(shown)] == [0, 10, 20, 30]
