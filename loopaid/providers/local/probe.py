@@ -86,7 +86,7 @@ _FIXES: Final = {
     ),
     ProbeReason.INTERPRETER: "set [pool.python] interpreter to a Python 3.9 or newer that works by itself",
     ProbeReason.TIMEOUT: "the machine may be overloaded; try again",
-    ProbeReason.LEAKS: "this bubblewrap or kernel does not confine programs; please report it with what `loopai status` says",
+    ProbeReason.LEAKS: "this bubblewrap or kernel does not confine programs; please report what `loopai status` says",
     ProbeReason.FAILED: "the detail is what bubblewrap said",
 }
 
