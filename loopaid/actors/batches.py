@@ -43,10 +43,10 @@ class Batches:
     def find(self, uid: int | None, reference: str) -> Batch:
         """By id, by unique prefix, or `last`; among those of a user, or all for None."""
         if reference == "last":
-            mine = [batch for batch in self._batches.values() if uid in (None, batch.opened.uid)]
-            if mine:
-                return mine[-1]
-            raise LoopaidError(ErrorCode.BATCH_NOT_FOUND, "there is no batch yet")
+            newest = next(self.all(uid), None)
+            if newest is None:
+                raise LoopaidError(ErrorCode.BATCH_NOT_FOUND, "there is no batch yet")
+            return newest
         batch = self._batches.get(reference)
         if batch is None and reference:
             found = [one for batch_id, one in self._batches.items() if batch_id.startswith(reference)]
@@ -62,9 +62,9 @@ class Batches:
             )
         return batch
 
-    def all(self, uid: int | None) -> list[Batch]:
+    def all(self, uid: int | None) -> Iterator[Batch]:
         """Newest first."""
-        return [batch for batch in reversed(self._batches.values()) if uid in (None, batch.opened.uid)]
+        return (batch for batch in reversed(self._batches.values()) if uid in (None, batch.opened.uid))
 
     def with_key(self, uid: int, key: str) -> Batch | None:
         """The batch that a user submitted with this idempotency key."""

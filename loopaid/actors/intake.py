@@ -154,16 +154,19 @@ class Intake:
 
     async def _check_ids(self, batch: Batch, receiving: Receiving, ids: ItemIds) -> None:
         receiving.checking = trio.Event()
+        refused: LoopaidError | None = None
         try:
             await self._around.recorder.committed()
             await ids.check(batch.log)
         except LoopaidError as error:
             self.cancel(batch, error.message)
-            await self._around.recorder.committed()  # who is told so may use the key again
-            raise
+            refused = error
         finally:
             receiving.checking.set()
             receiving.checking = None
+        if refused is not None:
+            await self._around.recorder.committed()  # who is told so may use the key again
+            raise refused
 
     async def wait_checked(self, batch: Batch) -> None:
         """Wait while another request is closing the batch: that of a client who lost its connection and asks again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from itertools import islice
 
 import msgspec
 import trio
@@ -127,8 +128,8 @@ async def _leased(daemon: Daemon, batch: Batch) -> None:
 def list_batches(daemon: Daemon, call: Call, request: m.ListBatches) -> m.BatchList:
     found = daemon.batches.all(call.peer.scope)
     if request.state is not None:
-        found = [batch for batch in found if batch.state is request.state]
-    return m.BatchList(batches=[batch.summary() for batch in found[: request.limit]])
+        found = (batch for batch in found if batch.state is request.state)
+    return m.BatchList(batches=[batch.summary() for batch in islice(found, request.limit)])
 
 
 def show_batch(daemon: Daemon, call: Call, request: m.ShowBatch) -> BatchSummary:

@@ -45,7 +45,7 @@ def get_log_info(daemon: Daemon) -> m.LogInfo:
 
 def _log_info(daemon: Daemon) -> m.LogInfo:
     statistics = daemon.recorder.store.statistics()
-    batches = daemon.batches.all(None)
+    batches = list(daemon.batches.all(None))
     free = os.statvfs(daemon.state_dir)
     return m.LogInfo(
         directory=str(daemon.state_dir / "records"),
