@@ -45,11 +45,13 @@ class History:
         self.outcomes: list[Outcome] = []
         self.changed = trio.Event()
 
-    def on_opened(self, batch_id: str, received: int) -> None:
+    def on_opened(self, batch_id: str, state: BatchState, received: int) -> None:
         if self.batch_id not in ("", batch_id):
             raise BrokenPromise(f"the idempotency key answered {self.batch_id}, now {batch_id}")
         if received < self.items_durable:
             raise BrokenPromise(f"{self.items_durable} items were durable, now {received} are")
+        if self.accepted and state is BatchState.RECEIVING:
+            raise BrokenPromise("it was accepted, and is received again")
         self.batch_id = batch_id
         self.on_items_durable(received)
 

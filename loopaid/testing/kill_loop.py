@@ -220,7 +220,7 @@ class KillLoop:
         opened = yield from call(
             OpenBatch(task=TASK, idempotency_key=KEY, options=RequestedOptions(max_concurrency=4)), BatchOpened
         )
-        history.on_opened(opened.batch_id, opened.received)
+        history.on_opened(opened.batch_id, opened.state, opened.received)
         if opened.state is BatchState.RECEIVING:
             self.counts.submissions_resumed += opened.received > 0
             unanswered: deque[int] = deque()
