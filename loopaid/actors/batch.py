@@ -49,6 +49,7 @@ class Batch:
         self.sampled_count = 0
         self.progress: BatchProgress | None = None
         self.started_at: float | None = None
+        self.by_status: Counter[int] = Counter()
         self.sessions_used: set[str] = set()
         self.ended: records.BatchEnded | None = None
         self.reason = ""
@@ -94,11 +95,7 @@ class Batch:
         )
 
     def _by_status(self) -> dict[str, int]:
-        counted: Counter[int] = Counter()
-        if self.ended is not None:
-            counted.update(self.ended.by_status)
-        elif self.progress is not None:
-            counted = self.progress.by_status
+        counted = self.by_status if self.ended is None else self.ended.by_status
         return {STATUSES[number]: counted[number] for number in sorted(counted) if counted[number]}
 
     def _latency(self) -> LatencySummary:
@@ -119,9 +116,9 @@ class Batch:
             self.started_at = self.started_at or self._around.wall_time()
             self._tell()
 
-    def record(self, block: BlockHead) -> None:
-        """Append records."""
-        on_durable = partial(self._on_block_durable, block.first_index, block.count)
+    def record(self, block: BlockHead, by_status: Counter[int]) -> None:
+        """Append records, so many of each status."""
+        on_durable = partial(self._on_block_durable, block.first_index, block.count, by_status)
         self._around.recorder.append(records.ITEMS_DONE, encode_block(block), on_durable)
 
     def finish(self, state: BatchState, reason: str) -> None:
@@ -142,13 +139,15 @@ class Batch:
         """Take over the end as it stands in the log, which is all that is kept of how it came about."""
         self.ended = ended
         self.progress = None
-        self.sessions_used = set()
+        self.by_status.clear()
+        self.sessions_used.clear()
         self.state = ended.state
         self.started_at = ended.started_at
         self.reason = ended.reason
 
-    def _on_block_durable(self, first: int, count: int, position: int) -> None:
+    def _on_block_durable(self, first: int, count: int, by_status: Counter[int], position: int) -> None:
         self.log.add_block(position, first, count)
+        self.by_status.update(by_status)
         self._tell()
 
     def _on_end_durable(self, ended: records.BatchEnded, _position: int) -> None:

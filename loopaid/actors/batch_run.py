@@ -7,6 +7,7 @@ rows as they come. What every event means is decided by `loopaid.core.batch`; th
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Final
 
 import trio
@@ -17,7 +18,7 @@ from loopaid.actors.pools import Lease, Refused
 from loopaid.core.batch import Action, BatchProgress, Finish, RecordItem, RecordRange, StopSessions
 from loopaid.core.claims import SessionKey
 from loopaid.core.window import OVERDUE, TARGET_S, WindowSizer
-from loopaid.model import MAX_CONCURRENCY, BatchState, ItemStatus, ProgramError
+from loopaid.model import MAX_CONCURRENCY, STATUSES, BatchState, ItemStatus, ProgramError
 from loopaid.providers.base import EndedBy, LoadFailed, Program, Session, SessionEnded, Window
 from loopaid.wire.rows import Extra, Row, pack_row, range_block, rows_block
 
@@ -254,6 +255,7 @@ class BatchRun:
     def deliver(self, delivery: Delivery, position: int, encoded: bytes, rows: list[Row]) -> None:
         """Record rows of a window, which begin at its item `position`."""
         latencies = [row.latency_us for row in rows]
+        statuses = [row.status for row in rows]
         block = rows_block(
             batch_id=self._batch.id,
             first_index=delivery.window.first + position,
@@ -270,8 +272,8 @@ class BatchRun:
         delivery.started_at += sum(latencies) / 1e6
         delivery.slowest_us = max(delivery.slowest_us, *latencies, 0)
         delivery.heard_at = trio.current_time()
-        self._batch.record(block)
-        self._perform(self._progress.on_rows(delivery.lease.session.id, [row.status for row in rows], latencies))
+        self._batch.record(block, Counter(statuses))
+        self._perform(self._progress.on_rows(delivery.lease.session.id, statuses, latencies))
 
     def _window_ended(self, session_id: str, delivery: Delivery, done: int) -> None:
         took = trio.current_time() - delivery.began
@@ -306,21 +308,20 @@ class BatchRun:
         extra = ended.extra
         if action.status in (ItemStatus.CANCELLED, ItemStatus.SKIPPED):
             extra = Extra(error=ProgramError("Cancelled", self._batch.reason or "the item was ended with its batch"))
-        self._batch.record(
-            rows_block(
-                batch_id=self._batch.id,
-                first_index=action.index,
-                count=1,
-                attempt=action.attempt,
-                session_id=lease.session.id,
-                execution_number=lease.executions + ended.done + 1,
-                sandbox=lease.session.sandbox,
-                started_at=self._around.wall_time() - ended.latency_us / 1e6,
-                queue_ms=round((trio.current_time() - self._accepted_at) * 1000 - ended.latency_us / 1e3, 3),
-                rss_bytes=lease.rss_bytes,
-                encoded_rows=pack_row(0, action.status, ended.latency_us, b"", extra),
-            )
+        block = rows_block(
+            batch_id=self._batch.id,
+            first_index=action.index,
+            count=1,
+            attempt=action.attempt,
+            session_id=lease.session.id,
+            execution_number=lease.executions + ended.done + 1,
+            sandbox=lease.session.sandbox,
+            started_at=self._around.wall_time() - ended.latency_us / 1e6,
+            queue_ms=round((trio.current_time() - self._accepted_at) * 1000 - ended.latency_us / 1e3, 3),
+            rss_bytes=lease.rss_bytes,
+            encoded_rows=pack_row(0, action.status, ended.latency_us, b"", extra),
         )
+        self._batch.record(block, Counter([STATUSES.index(action.status)]))
 
     # --- carrying out
 
@@ -344,17 +345,17 @@ class BatchRun:
                     raise AssertionError("only the end of a session records a single item")
 
     def _record_range(self, action: RecordRange) -> None:
-        self._batch.record(
-            range_block(
-                self._batch.id,
-                action.start,
-                action.stop - action.start,
-                attempt=action.attempt,
-                status=action.status,
-                error=action.error,
-                decided_at=self._around.wall_time(),
-            )
+        count = action.stop - action.start
+        block = range_block(
+            self._batch.id,
+            action.start,
+            count,
+            attempt=action.attempt,
+            status=action.status,
+            error=action.error,
+            decided_at=self._around.wall_time(),
         )
+        self._batch.record(block, Counter({STATUSES.index(action.status): count}))
 
     def _finish(self, state: BatchState) -> None:
         self._batch.finish(state, self._batch.reason)

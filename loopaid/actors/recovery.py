@@ -140,6 +140,7 @@ class Recovery:
                 batch.sessions_used.add(block.session_id)
                 batch.started_at = min(batch.started_at or block.started_at, block.started_at)
                 progress.count([row.status for row in block.rows], [row.latency_us for row in block.rows])
+        batch.by_status.update(progress.by_status)
 
     def _failure(self, batch: Batch, deaths: int) -> ProgramError | None:
         """Why a batch cannot go on."""
