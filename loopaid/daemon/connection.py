@@ -12,7 +12,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Final
 
 import msgspec
@@ -60,9 +60,15 @@ class Call:
         self._connection = connection
         self._request_id = request_id
 
-    def keep(self, context: AbstractContextManager[None]) -> None:
-        """Enter `context` and leave it when the connection ends, not with the request."""
-        self._connection.contexts.enter_context(context)
+    def keep(self, context: AbstractContextManager[None], is_over: Callable[[], bool]) -> None:
+        """Enter `context`, and leave it when the connection ends, or some time after it is over; not with the
+        request."""
+        kept = self._connection.kept
+        for other in [other for other, is_over_now in kept.items() if is_over_now()]:
+            del kept[other]
+            other.__exit__(None, None, None)
+        context.__enter__()
+        kept[context] = is_over
 
     async def event(self, event: object) -> None:
         self.streams = True
@@ -92,7 +98,7 @@ class ClientStream:
         self.peer = peer
         self.wire = ServerConnection(hello)
         self.credited = trio.Event()
-        self.contexts = ExitStack()
+        self.kept: dict[AbstractContextManager[None], Callable[[], bool]] = {}
         self._stream = stream
         self._handle = handle
         self._in_flight_max = in_flight_max
@@ -111,11 +117,12 @@ class ClientStream:
 
     async def serve(self) -> None:
         """Answer until the client goes away, or is sent away."""
-        with self.contexts:
-            try:
-                await self._serve()
-            finally:
-                self._say_last()
+        try:
+            await self._serve()
+        finally:
+            self._say_last()
+            for context in self.kept:
+                context.__exit__(None, None, None)
 
     async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:

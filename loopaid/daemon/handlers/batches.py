@@ -75,7 +75,7 @@ async def submit_batch(daemon: Daemon, call: Call, request: m.SubmitBatch) -> m.
 def _attach(daemon: Daemon, call: Call, batch: Batch) -> None:
     """An attached batch is watched by the connection that made it, from before its first item to the end."""
     if batch.opened.attached:
-        call.keep(daemon.batches.watched(batch))
+        call.keep(daemon.batches.watched(batch), lambda: batch.state.is_final)
 
 
 def _accepted(batch: Batch) -> m.BatchAccepted:

@@ -11,6 +11,8 @@ Each row is written by one write() before the next item starts: a pipe survives 
 exactly what finished whatever happens here. File descriptors 1 and 2 are memory files that the daemon made and can
 read after our death; control never travels on them. A program shares this process and can break it; the daemon
 believes nothing that comes from here unchecked.
+
+All of it is one file, because one file is what is handed into the sandbox.
 """
 
 import builtins
