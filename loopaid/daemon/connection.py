@@ -237,6 +237,12 @@ class ClientStream:
             await self._outbox_taken.wait()
 
     def _put(self, data: bytes) -> None:
+        """Send what the socket takes at once, and queue the rest behind what waits already."""
+        if not self._outbox and not self._unsent:
+            with suppress(OSError):  # full, or gone: the sender finds out
+                data = data[os.write(self._stream.socket.fileno(), data) :]
+            if not data:
+                return
         self._outbox.append(data)
         self._outbox_bytes += len(data)
         self._outbox_changed.set()

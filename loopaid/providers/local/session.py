@@ -194,10 +194,8 @@ class LocalSession:
                 await trio.lowlevel.wait_readable(self._either)
             if waiting.cancelled_caught:
                 await self._end_by_timeout(window, done, began, deliver)
-            with trio.move_on_after(COALESCE_S):
-                await trio.lowlevel.wait_readable(self._pipes.up)
             try:
-                end = self._try_control_frame()  # before the rows: what precedes END is in the pipe when END is
+                end = await self._coalesced_end()  # before the rows: what precedes END is in the pipe when END is
                 eof = self._read_rows()
                 new = self._deliver_rows(window, done, deliver)
                 done += new
@@ -212,6 +210,15 @@ class LocalSession:
                 began = clock()
             elif clock() >= began + patience:  # something always came, but never a row
                 await self._end_by_timeout(window, done, began, deliver)
+
+    async def _coalesced_end(self) -> tuple[int, bytes] | None:
+        """The window's end if it comes within COALESCE_S, so that its rows can be read as one block."""
+        end = self._try_control_frame()
+        if end is None and not self._up_ended:
+            with trio.move_on_after(COALESCE_S):
+                await trio.lowlevel.wait_readable(self._pipes.up)
+            end = self._try_control_frame()
+        return end
 
     async def _expect_silence(self) -> None:
         """Between two windows nothing is due. Who ended there ended while no item was running."""
