@@ -99,7 +99,7 @@ async def test_every_item_gets_exactly_one_record_and_the_one_it_deserves(
             assert result.output == (kinds[result.index] if result.success else None)
 
     def kill_one() -> None:
-        alive = [session for session in inside.sessions.values() if session._process.poll() is None]
+        alive = [session for session in inside.sessions.values() if session._process.reap() is None]
         if alive:
             os.kill(chance.choice(alive).pid, signal.SIGKILL)
 
