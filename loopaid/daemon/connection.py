@@ -134,6 +134,7 @@ class ClientStream:
                 log.info("client uid=%d pid=%d: %s", self.peer.uid, self.peer.pid, violation)
                 self._put(self.wire.error(CONNECTION, violation.info()))
                 self._ending = True  # the sender ends everything once this is out
+                self._outbox_changed.set()
                 await trio.sleep_forever()
             nursery.cancel_scope.cancel()
 
