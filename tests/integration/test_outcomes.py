@@ -339,6 +339,7 @@ async def test_a_batch_under_which_the_daemon_died_too_often_is_interrupted(open
         batch = daemon.batches.find(None, accepted.batch_id)
         while batch.log.recorded < 1:
             await batch.changed.wait()
+    (daemon.state_dir / "LOCK").write_text("4242\n")  # as an owner that was killed leaves it
     async with open_served(), open_client(socket_path) as client:
         summary = await client.wait_batch(accepted.batch_id)
         assert (summary.state, summary.by_status) == (BatchState.INTERRUPTED, {"ok": 1, "interrupted": 2})
