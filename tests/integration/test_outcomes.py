@@ -346,7 +346,7 @@ async def test_a_batch_under_which_the_daemon_died_too_often_is_interrupted(open
         async with client.results(accepted.batch_id) as stream:
             results = [result async for result in stream]
     assert [(each.status, each.attempt) for each in results] == [("ok", 1), ("interrupted", 2), ("interrupted", 2)]
-    assert results[1].error.message == "the daemon died 1 times under this batch"
+    assert results[1].error.message == "the daemon died once under this batch"
 
 
 async def test_cancelled_items_say_so_and_finished_ones_keep_their_result(client: Client, push: Push) -> None:
