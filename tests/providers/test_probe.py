@@ -91,7 +91,7 @@ def test_a_missing_layer_is_noticed(
     report = run_probe(spec, python)
     assert (report.ok, report.reason) == (False, "leaks")
     assert leak in report.detail
-    assert "report it" in report.fix
+    assert "please report" in report.fix
 
 
 def test_a_shared_pid_namespace_is_noticed(
