@@ -326,7 +326,7 @@ class StreamStart(Reply, frozen=True):
     durable: bool
 
 
-class ResultBlock(msgspec.Struct, frozen=True, array_like=True):
+class _ResultBlockFields(msgspec.Struct, frozen=True, array_like=True):
     """An event with results. `cursor` is the cursor behind its last row: send it back to go on from there.
 
     `offset` rows at the block's start were received before and are to be left out, `limit` rows count from there.
@@ -339,17 +339,17 @@ class ResultBlock(msgspec.Struct, frozen=True, array_like=True):
     limit: int
     ids: list[str] | None
     forced: list[int]
+
+
+class ResultBlock(_ResultBlockFields, frozen=True, array_like=True):
+    """What a client receives."""
+
     block: Block
 
 
-class EncodedResultBlock(msgspec.Struct, frozen=True, array_like=True):
-    """The same layout for the sender, who carries the block as it stands in the log."""
+class EncodedResultBlock(_ResultBlockFields, frozen=True, array_like=True):
+    """The same for the sender, who carries the block as it stands in the log."""
 
-    cursor: int
-    offset: int
-    limit: int
-    ids: list[str] | None
-    forced: list[int]
     block: msgspec.Raw
 
 

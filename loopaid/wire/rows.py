@@ -60,8 +60,8 @@ class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
     stderr_truncated: bool = False
 
 
-class BlockHead(msgspec.Struct, array_like=True, frozen=True):
-    """A block whose rows stay encoded. A *range* block has no rows: all its items share `status` and `error`.
+class _BlockFields(msgspec.Struct, array_like=True, frozen=True):
+    """What the rows of a block have in common. A *range* block has none: all its items share `status` and `error`.
 
     `started_at` is Unix seconds when the window was sent, `queue_ms` how long its items had waited since the
     batch was accepted, `execution_number` that of the first row in its session.
@@ -79,24 +79,17 @@ class BlockHead(msgspec.Struct, array_like=True, frozen=True):
     rss_bytes: int | None
     status: int | None
     error: ProgramError | None
+
+
+class BlockHead(_BlockFields, array_like=True, frozen=True):
+    """A block whose rows stay encoded."""
+
     rows: msgspec.Raw
 
 
-class Block(msgspec.Struct, array_like=True, frozen=True):
+class Block(_BlockFields, array_like=True, frozen=True):
     """The same, decoded."""
 
-    batch_id: str
-    first_index: int
-    count: int
-    attempt: int
-    session_id: str
-    execution_number: int
-    sandbox: str
-    started_at: float
-    queue_ms: float
-    rss_bytes: int | None
-    status: int | None
-    error: ProgramError | None
     rows: list[Row]
 
 
