@@ -104,7 +104,14 @@ class ConfigError(Exception):
 
 
 class DaemonUnreachable(Exception):
-    """No daemon answers on any of the paths tried, which the message lists. The tool exits with 69."""
+    """No daemon answers on any of the paths tried, which the message lists. The tool exits with 69.
+
+    `nothing_there` says that there is no file on any of them: nothing that should answer, or that keeps us out.
+    """
+
+    def __init__(self, message: str, *, nothing_there: bool = False) -> None:
+        super().__init__(message)
+        self.nothing_there = nothing_there
 
 
 class ConnectionLost(Exception):

@@ -18,7 +18,7 @@ import loopaid
 from loopaid.errors import DaemonUnreachable, ErrorCode, LoopaidError
 
 READY_TIMEOUT_S: Final = 30.0
-_PACKAGE_PARENT: Final = Path(loopaid.__file__).parents[1]
+PACKAGE_PARENT: Final = Path(loopaid.__file__).parents[1]
 _PROGRAM: Final = (sys.executable, "-m", "loopaid.daemon.main", "--config", os.devnull)
 _LOG_LINES_SHOWN: Final = 20
 
@@ -69,7 +69,7 @@ async def open_daemon(state_dir: Path, settings: Mapping[str, str]) -> AsyncIter
             trio.run_process,
             [*_PROGRAM, "--socket", socket, "--state-dir", str(state_dir), "--ready-fd", str(ready_write)],
             env=_environ(settings),
-            cwd=_PACKAGE_PARENT,
+            cwd=PACKAGE_PARENT,
             stdout=log,
             stderr=log,
             pass_fds=(ready_write,),
@@ -113,7 +113,7 @@ def _last_words(log_path: Path) -> str:
 async def verify_log(state_dir: Path) -> None:
     """Check every frame of a log whose daemon has ended. Raises LoopaidError when one is damaged."""
     argv = [*_PROGRAM, "--verify-log", "--state-dir", str(state_dir)]
-    child = await trio.run_process(argv, cwd=_PACKAGE_PARENT, capture_stdout=True, check=False)
+    child = await trio.run_process(argv, cwd=PACKAGE_PARENT, capture_stdout=True, check=False)
     if child.returncode != 0:
         said = child.stdout.decode(errors="replace")
         raise LoopaidError(ErrorCode.INTERNAL_ERROR, f"the log of the measured daemon is damaged: {said}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -16,6 +15,7 @@ from loopaid.bench.million import million
 from loopaid.bench.report import Report, Result, as_json, as_table
 from loopaid.bench.setting import Setting
 from loopaid.bench.slow_client import slow_client
+from loopaid.bench.startup import startup
 from loopaid.bench.throughput import throughput
 
 Scenario = Callable[[Setting], Awaitable[list[Result]]]
@@ -25,7 +25,8 @@ SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
     "million": (million,),
     "interactive": (interactive,),
     "slow-client": (slow_client,),
-    "all": (throughput, idle, million, interactive, slow_client),
+    "startup": (startup,),
+    "all": (throughput, idle, million, interactive, slow_client, startup),
 }
 
 
@@ -42,28 +43,13 @@ def run(scenario: str, *, output: str, repeats: int, state_dir: str | None, item
         results: list[Result] = []
         for measure in SCENARIOS[scenario]:
             try:
-                results += trio.run(_until_told_to_go, measure, setting)
+                results += trio.run(measure, setting)
             except BaseExceptionGroup as group:
                 raise _first(group) from group
     report = Report(environment | setting.facts, scenario, repeats, results)
     print(as_json(report) if output == "json" else as_table(report))
     sys.stdout.flush()
     return 0
-
-
-async def _until_told_to_go(measure: Scenario, setting: Setting) -> list[Result]:
-    """Measure. Told to go, by whatever signal, raise KeyboardInterrupt where the daemons are ended and removed."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_interrupt, signals)
-            results = await measure(setting)
-            nursery.cancel_scope.cancel()
-    return results
-
-
-async def _interrupt(signals: AsyncIterator[int]) -> None:
-    async for _ in signals:
-        raise KeyboardInterrupt
 
 
 def _first(error: BaseException) -> BaseException:

@@ -17,7 +17,7 @@ from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.wire.messages import DaemonStatus
 
 _RUNNING: Final = "running"
-SCENARIOS: Final = ("throughput", "million", "interactive", "slow-client", "all")
+SCENARIOS: Final = ("throughput", "million", "interactive", "slow-client", "startup", "all")
 
 
 @click.command(cls=Verb)
@@ -123,7 +123,7 @@ def bench(settings: Settings, name: str, repeats: int, items: int, state_dir: st
 
     `throughput` takes two minutes: items per second beside what people use otherwise, what each feature costs, the
     latency of `exec`, an idle daemon. The others show limits: `million` items in one batch, `interactive` calls
-    beside a bulk batch, a `slow-client` that stops reading.
+    beside a bulk batch, a `slow-client` that stops reading. `startup` is how long this tool takes to start.
 
     \b
     Example:

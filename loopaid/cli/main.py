@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import types
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NoReturn
+from typing import Final
 
 import click
+import msgspec
 
 from loopaid import __version__
-from loopaid.cli import batches, catalog, daemon_verbs, run
 from loopaid.cli.exit_codes import ExitCode, for_error
-from loopaid.cli.objects import error_object
-from loopaid.cli.render import json_text
-from loopaid.cli.settings import Settings, Verbs
+from loopaid.cli.settings import LateVerbs, Settings
 from loopaid.errors import ConfigError, ConnectionLost, DaemonUnreachable, ErrorInfo, LoopaidError, ProtocolViolation
 
 _ENVIRONMENT_ERRORS = {
@@ -29,7 +28,20 @@ _ENVIRONMENT_ERRORS = {
 }
 
 
-@click.group(cls=Verbs, name="loopai")
+_VERBS: Final = {
+    "run": ("run:run", "Run a program over a file of items."),
+    "exec": ("run:exec_", "Run a stored program over one input."),
+    "task": ("catalog:task", "Named purposes that own programs."),
+    "artifact": ("catalog:artifact", "The versions of a task's program."),
+    "batch": ("batches:batch", "Submit batches and look at them."),
+    "status": ("daemon_verbs:status", "How the daemon is."),
+    "log": ("daemon_verbs:log", "The append-only log that holds the records."),
+    "bench": ("daemon_verbs:bench", "Measure on this machine."),
+}
+"""By name: where the verb is, in this package, and its line in the help."""
+
+
+@click.group(cls=LateVerbs, name="loopai", places=_VERBS)
 @click.version_option(__version__, prog_name="loopai")
 def loopai() -> None:
     """Run one stored program over many inputs, in warm sandboxed sessions, without losing a result.
@@ -44,19 +56,6 @@ def loopai() -> None:
       4 wait timed out 5 cancelled         69 no daemon          75 try again later
       77 not permitted 78 bad configuration                      130 interrupted
     """
-
-
-for _verb in (
-    run.run,
-    run.exec_,
-    catalog.task,
-    catalog.artifact,
-    batches.batch,
-    daemon_verbs.status,
-    daemon_verbs.log,
-    daemon_verbs.bench,
-):
-    loopai.add_command(_verb)
 
 
 def invoke(arguments: Sequence[str], settings: Settings) -> int:
@@ -83,18 +82,28 @@ def invoke(arguments: Sequence[str], settings: Settings) -> int:
         return exit_code
 
 
-def main() -> NoReturn:
-    _open_standard_files()
-    # To be told to go is no crash: what Ctrl-C cleans up, a closed terminal and a supervisor clean up as well.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
-    exit_code = invoke(sys.argv[1:], Settings())
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line in this process, which is all for it. Whatever happens becomes an exit code."""
+    try:
+        _open_standard_files()
+        # To be told to go is no crash: what Ctrl-C cleans up, a closed terminal and a supervisor clean up as well.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _as_ctrl_c)
+        exit_code = invoke(arguments, Settings())
+    except KeyboardInterrupt:  # in the middle of telling something else
+        exit_code = ExitCode.INTERRUPTED
     try:
         sys.stdout.flush()
     except OSError:  # told already; what is left in the buffer must not fail once more, with a code of its own
         _forget_stdout()
-    sys.exit(exit_code)
+    return exit_code
+
+
+def _as_ctrl_c(_number: int, frame: types.FrameType | None) -> None:
+    """Interrupt by the handler of SIGINT: in an event loop that is one which knows where it may."""
+    handler = signal.getsignal(signal.SIGINT)
+    (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
 
 
 def _open_standard_files() -> None:
@@ -133,7 +142,7 @@ def _report(settings: Settings, info: ErrorInfo, error: BaseException) -> None:
     message = "; ".join((info.message + place, *getattr(error, "__notes__", ())))
     if settings.errors_as_json:
         told = ErrorInfo(code=info.code, message=message, path=info.path, retry_after_ms=info.retry_after_ms)
-        click.echo(json_text(error_object(told)), err=True)
+        click.echo(msgspec.json.encode({"error": msgspec.structs.asdict(told)}), err=True)
         return
     click.echo(f"loopai: {info.code}: {message}", err=True)
 
@@ -143,7 +152,3 @@ def _forget_stdout() -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())
     os.close(devnull)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from loopaid.errors import ErrorInfo
 from loopaid.model import BatchSummary
 from loopaid.wire.messages import ArtifactInfo, BatchAccepted, DaemonStatus, LogInfo, TaskInfo
 
@@ -96,7 +95,3 @@ def log_object(log: LogInfo) -> JsonObject:
 def status_object(status: DaemonStatus, *, healthy: bool) -> JsonObject:
     described: JsonObject = msgspec.to_builtins(status)
     return {"healthy": healthy, **described}
-
-
-def error_object(error: ErrorInfo) -> JsonObject:
-    return {"error": msgspec.structs.asdict(error)}

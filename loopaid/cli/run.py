@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -144,8 +142,7 @@ def _enter_reachable(settings: Settings, stack: contextlib.ExitStack) -> Blockin
     except DaemonUnreachable as error:
         if settings.socket:
             raise
-        refused = os.strerror(errno.EACCES) in str(error)
-        settings.note(f"{error if refused else 'no daemon is reachable'}: starting one for this run")
+        settings.note(f"{'no daemon is reachable' if error.nothing_there else error}; starting one for this run")
         return None
 
 

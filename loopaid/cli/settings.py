@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -105,7 +107,7 @@ class Verb(click.Command):
 
 
 class Verbs(click.Group):
-    """A family of verbs."""
+    """A family of verbs. Called without one, it shows which there are."""
 
     command_class = Verb
     group_class = type
@@ -113,3 +115,32 @@ class Verbs(click.Group):
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **{"no_args_is_help": False, **attributes})
         self.params = [*self.params, *GLOBAL_OPTIONS]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+
+class LateVerbs(Verbs):
+    """A family whose members are imported when they are called.
+
+    `places` has, for each name, `module:attribute` within this package, and its line in the help.
+    """
+
+    def __init__(self, *args: Any, places: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._places = {name: place for name, (place, _) in places.items()}
+        self.commands = {name: click.Command(name, short_help=words) for name, (_, words) in places.items()}
+
+    def load(self, name: str) -> click.Command:
+        module, _, attribute = self._places[name].partition(":")
+        command: click.Command = getattr(import_module(f"loopaid.cli.{module}"), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, self.load(name) if name else None, rest

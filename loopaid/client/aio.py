@@ -15,8 +15,9 @@ from typing import Concatenate, Literal, ParamSpec, TypeVar, Unpack
 import trio
 
 from loopaid.client.aio_driver import Driver, open_driver
-from loopaid.client.calls import CANCEL_TIMEOUT_S, unreachable
+from loopaid.client.calls import CANCEL_TIMEOUT_S
 from loopaid.client.flows import Flow
+from loopaid.client.places import unreachable
 from loopaid.client.reader import WINDOW_BYTES, ResultReader
 from loopaid.client.requests import OptionArguments
 from loopaid.client.results import Result
@@ -39,18 +40,18 @@ async def open_client(path: str | Path | None = None) -> AsyncIterator[Client]:
         async with open_client() as client:
             print((await client.status()).software)
     """
-    tried = []
+    tried: dict[Path, OSError | ConnectionLost] = {}
     for candidate in client_socket_candidates(path, os.environ, os.getuid()):
         try:
             stream = await trio.open_unix_socket(candidate)
         except OSError as error:
-            tried.append((candidate, error.strerror or str(error)))
+            tried[candidate] = error
             continue
         async with stream, open_driver(stream) as driver:
             try:
                 await driver.wait_greeted()
             except ConnectionLost as error:
-                raise unreachable([*tried, (candidate, str(error))]) from error
+                raise unreachable(tried | {candidate: error}) from error
             yield Client(driver)
         return
     raise unreachable(tried)

@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import Concatenate, Literal, ParamSpec, TypeVar, Unpack
 
 from loopaid.client.blocking_driver import BlockingDriver
-from loopaid.client.calls import CANCEL_TIMEOUT_S, unreachable
+from loopaid.client.calls import CANCEL_TIMEOUT_S
 from loopaid.client.flows import Flow
+from loopaid.client.places import unreachable
 from loopaid.client.reader import WINDOW_BYTES, ResultReader
 from loopaid.client.requests import OptionArguments
 from loopaid.client.results import Result
@@ -55,15 +56,15 @@ class BlockingClient:
         self._open = ExitStack()
 
     def __enter__(self) -> BlockingClient:
-        tried = []
+        tried: dict[Path, OSError | ConnectionLost] = {}
         for candidate in client_socket_candidates(self._path, os.environ, os.getuid()):
             try:
                 self._connect(candidate)
             except OSError as error:
-                tried.append((candidate, error.strerror or str(error)))
+                tried[candidate] = error
                 continue
             except ConnectionLost as error:
-                raise unreachable([*tried, (candidate, str(error))]) from error
+                raise unreachable(tried | {candidate: error}) from error
             return self
         raise unreachable(tried)
 

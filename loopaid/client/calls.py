@@ -7,12 +7,10 @@ connection is given up: from then on every call that waits raises the same reaso
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Final, TypeVar
 
 from loopaid import __version__
-from loopaid.errors import ConnectionLost, DaemonUnreachable, ErrorCode, ErrorInfo, LoopaidError, ProtocolViolation
+from loopaid.errors import ConnectionLost, ErrorCode, ErrorInfo, LoopaidError, ProtocolViolation
 from loopaid.wire.connection import CONNECTION, ClientConnection
 from loopaid.wire.events import (
     Answer,
@@ -141,9 +139,3 @@ def reply_in(answer: Good, reply_type: type[T]) -> T:
     if not isinstance(answer, ReplyReceived):
         raise ProtocolViolation(f"{type(answer).__name__} where a {reply_type.__name__} was due")
     return decode_reply(answer.body, reply_type)
-
-
-def unreachable(tried: Iterable[tuple[Path, str]]) -> DaemonUnreachable:
-    """The error that lists every path tried, with what happened there."""
-    places = ", ".join(f"{path} ({reason})" for path, reason in tried)
-    return DaemonUnreachable(f"no daemon answers; start one with `loopaid &`; tried {places}")

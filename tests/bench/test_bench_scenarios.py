@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from loopaid.bench import idle, interactive, million, slow_client
+from loopaid.bench import idle, interactive, million, slow_client, startup
 from loopaid.bench.main import SCENARIOS, run
 from loopaid.bench.setting import Setting
 from loopaid.cli import daemon_verbs
@@ -114,6 +114,16 @@ def test_a_client_that_is_stopped_gets_every_result_in_the_end(
     assert not results["times the stopped client was cut off"]["bounds"]["value"]["holds"]  # far too early for that
 
 
+def test_the_start_of_the_tool_is_measured_beside_that_of_python(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "ROUNDS", 1)
+    results = bench(capsys, tmp_path, "startup")
+    assert results["loopai --help"]["ratio_to"].keys() == {"python -c pass"}
+    bounds = {name: one["bounds"]["value"]["at_most"] for name, one in results.items() if one.get("bounds")}
+    assert bounds == {"loopai --help, beyond bare python": 150, "loopai status, beyond bare python": 250}
+
+
 def test_a_wrong_result_of_a_daemon_ends_the_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(million, "FUNCTION", "def main(input_data):\n    return {'output': 0}\n")
     with pytest.raises(LoopaidError, match=r"a wrong result, \{'output': 2\} was due"):
@@ -126,13 +136,13 @@ async def test_a_daemon_that_does_not_start_says_why(tmp_path: Path) -> None:
             raise AssertionError("it cannot be ready")
 
 
-def test_sigterm_ends_the_daemons_and_removes_their_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_daemons_and_removes_their_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pids = []
 
     async def terminated(setting: Setting) -> list[Any]:
         async with setting.daemon() as process:
             pids.append(process.pid)
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
             await trio.sleep_forever()
 
     monkeypatch.setitem(SCENARIOS, "million", (terminated,))

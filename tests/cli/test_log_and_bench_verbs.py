@@ -81,7 +81,7 @@ def test_bench_knows_its_scenarios(loopai: Run) -> None:
 
 def test_a_short_command_imports_neither_trio_nor_rich_nor_the_daemon() -> None:
     code = (
-        "import sys, loopaid.cli.main, loopaid.client.blocking\n"
+        "import sys, loopaid.cli.main, loopaid.cli.daemon_verbs, loopaid.client.blocking\n"
         "print([name for name in ('trio', 'rich', 'loopaid.daemon', 'loopaid.actors', 'loopaid.bench', 'asyncio')"
         " if name in sys.modules])"
     )

@@ -11,6 +11,7 @@ import click
 import pytest
 
 from loopaid.cli.main import loopai as tool
+from loopaid.cli.settings import LateVerbs
 from loopaid.model import BatchState, Language, Shape
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
@@ -18,7 +19,8 @@ Run = Callable[..., Any]
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, command in group.commands.items():
+    for name in group.commands:
+        command = group.load(name) if isinstance(group, LateVerbs) else group.commands[name]
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
         else:

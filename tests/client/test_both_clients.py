@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import grp
 import inspect
+import pwd
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,6 +17,7 @@ import pytest
 import trio
 
 from loopaid.client import BlockingClient, Client, open_client
+from loopaid.client.places import unreachable
 from loopaid.errors import DaemonUnreachable, ErrorCode, ErrorInfo, LoopaidError
 from loopaid.model import BatchState, BatchSummary, Language, RequestedOptions, Shape
 from loopaid.wire.frames import FrameKind, encode_frame
@@ -234,8 +239,47 @@ async def test_the_error_lists_every_path_that_was_tried(
     with pytest.raises(DaemonUnreachable) as caught:
         await ask(None, "status")
     assert str(caught.value) == (
-        f"no daemon answers; start one with `loopaid &`; tried {stale} (Connection refused), "
-        f"{tmp_path}/system.sock (No such file or directory)"
+        f"no daemon answers; start one with `loopaid &`; tried {stale} (not a socket), "
+        f"{tmp_path}/system.sock (there is nothing)"
+    )
+    assert not caught.value.nothing_there
+
+
+def stale_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: None, "there is nothing"),
+        (Path.mkdir, "a directory, not a socket"),
+        (Path.touch, "not a socket"),
+        (stale_socket, "a socket that nobody listens on: its daemon has ended, and the next one replaces it"),
+        (lambda path: path.symlink_to("gone"), "a link to gone, which is not there"),
+    ],
+    ids=["nothing", "directory", "file", "stale", "link"],
+)
+async def test_what_is_there_instead_of_a_daemon_is_said(
+    ask: Ask, tmp_path: Path, make: Callable[[Path], None], told: str
+) -> None:
+    path = tmp_path / "s"
+    make(path)
+    with pytest.raises(DaemonUnreachable) as caught:
+        await ask(path, "status")
+    assert str(caught.value) == f"no daemon answers; start one with `loopaid --socket {path} &`; tried {path} ({told})"
+    assert caught.value.nothing_there == (not path.exists())
+
+
+def test_who_is_kept_out_is_told_for_whom_the_socket_is(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.touch()
+    told = str(unreachable({path: PermissionError(errno.EACCES, "Permission denied")}))
+    group, user = grp.getgrgid(path.stat().st_gid).gr_name, pwd.getpwuid(path.stat().st_uid).pw_name
+    assert told == (
+        "no daemon answers; who may use a daemon is in the group of its socket: `sudo usermod -aG GROUP USER`, and "
+        f"log in anew; tried {path} (permission denied: {path} is for {user} and the group {group})"
     )
 
 

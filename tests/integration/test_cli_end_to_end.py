@@ -44,7 +44,7 @@ def loopai(environment: dict[str, str]) -> Loopai:
 
 
 def tool(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "loopaid.cli.main", *arguments]
+    return [sys.executable, "-m", "loopaid.cli", *arguments]
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def test_run_needs_no_daemon_and_leaves_nothing_behind(loopai: Loopai, tmp_path:
     assert [(each["index"], each["id"], each["output"]) for each in results(ran)] == [
         (index, str(index + 1), index * 2) for index in range(200)
     ]
-    assert ran.stderr.splitlines()[0] == "no daemon is reachable: starting one for this run"
+    assert ran.stderr.splitlines()[0] == "no daemon is reachable; starting one for this run"
     assert ran.stderr.splitlines()[1].endswith(": 200 ok")
     assert kept_states(tmp_path) == []
 
