@@ -73,6 +73,21 @@ class Isolation(enum.StrEnum):
     PROCESS = "process"
 
 
+class CheckState(enum.StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that was looked at, for people: `detail` says what was found, `fix` what to do unless it is ok."""
+
+    check: str
+    state: CheckState
+    detail: str
+    fix: str = ""
+
+
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a batch runs. `timeout_ms` is the program's own time for one item."""
 

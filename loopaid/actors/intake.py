@@ -258,7 +258,7 @@ class Intake:
             raise LoopaidError(ErrorCode.UNSUPPORTED_LANGUAGE, f"this version runs python, not {language}")
         problem = self._provider.problem(language)
         if problem is not None:
-            raise LoopaidError(ErrorCode.SANDBOX_UNAVAILABLE, problem)
+            raise LoopaidError.from_info(problem)
         self._around.recorder.check_accepting()
         # One that has ended may still be returning its sessions; whoever was told of the end may submit the next.
         unfinished = sum(not batch.state.is_final for batch in self._batches.unfinished)

@@ -19,11 +19,13 @@ import trio
 import loopaid
 from loopaid.config import Config, LoadedConfig, effective, load_config, resolve_daemon_socket, resolve_state_dir
 from loopaid.daemon.app import drain, open_daemon
+from loopaid.daemon.checks import run_checks
 from loopaid.daemon.logging import set_up_logging
 from loopaid.daemon.server import open_listener
 from loopaid.errors import ConfigError, JournalError, JournalLocked
 from loopaid.journal.repair import repair
 from loopaid.journal.verify import verify
+from loopaid.model import CheckState
 
 log = logging.getLogger("loopaid")
 
@@ -57,6 +59,8 @@ def _main(options: argparse.Namespace) -> int:
     state_dir = resolve_state_dir(config, options.state_dir, os.environ, os.geteuid()).absolute()
     if options.verify_log:
         return _verify(state_dir)
+    if options.probe:
+        return _probe(config, state_dir)
     if options.repair_log:
         return _repair(state_dir, accept_loss=options.accept_loss)
     socket_path = resolve_daemon_socket(config, options.socket, os.environ, os.geteuid()).absolute()
@@ -83,6 +87,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--socket", type=Path, help="path of the socket to listen on")
     parser.add_argument("--state-dir", type=Path, help="where the logs are kept")
     parser.add_argument("--check", action="store_true", help="print the effective configuration and its origins")
+    parser.add_argument("--probe", action="store_true", help="try what sessions need on this machine; prints JSON")
     parser.add_argument("--verify-log", action="store_true", help="check every frame of the logs; prints JSON")
     parser.add_argument("--repair-log", action="store_true", help="set damaged parts of the logs aside; prints JSON")
     parser.add_argument("--accept-loss", action="store_true", help="with --repair-log: what is damaged is given up")
@@ -98,6 +103,13 @@ def _print_check(loaded: LoadedConfig) -> None:
     values = effective(loaded.config)
     report = {key: {"value": value, "origin": loaded.origins[key]} for key, value in values.items()}
     print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+
+
+def _probe(config: Config, state_dir: Path) -> int:
+    """Print a list of {check, state: ok|warn|fail, detail, fix}."""
+    checks = trio.run(run_checks, config, state_dir)
+    print(msgspec.json.encode(checks).decode())
+    return EXIT_FAILED if any(check.state is CheckState.FAIL for check in checks) else 0
 
 
 def _verify(state_dir: Path) -> int:

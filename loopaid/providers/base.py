@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from loopaid.errors import ErrorInfo
 from loopaid.model import ItemStatus, Language, ProgramError, Shape
 from loopaid.wire.rows import Extra, Row
 
@@ -150,8 +151,8 @@ class Provider(Protocol):
     async def start(self, language: Language, session_id: str) -> Session:
         """Start an environment. Raises StartFailed."""
 
-    def problem(self, language: Language) -> str | None:
-        """Why this language cannot run here, with the fix; None when it can."""
+    def problem(self, language: Language) -> ErrorInfo | None:
+        """Why this language cannot run here, with the fix and the code that clients are told; None when it can."""
 
     def versions(self) -> dict[str, str]:
         """The languages that can run here, with the version of their interpreter."""

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 import trio
 
+from loopaid.errors import ErrorCode, ErrorInfo
 from loopaid.model import ItemStatus, Language, ProgramError
 from loopaid.providers.base import (
     Deliver,
@@ -86,8 +87,10 @@ class FakeProvider:
     def running(self) -> list[FakeSession]:
         return [session for session in self.sessions if not session.has_ended]
 
-    def problem(self, language: Language) -> str | None:
-        return None if language is Language.PYTHON else f"there is no {language} here"
+    def problem(self, language: Language) -> ErrorInfo | None:
+        if language is Language.PYTHON:
+            return None
+        return ErrorInfo(code=ErrorCode.UNSUPPORTED_LANGUAGE, message=f"there is no {language} here")
 
     def versions(self) -> dict[str, str]:
         return {Language.PYTHON: "0"}

@@ -188,7 +188,7 @@ OpenRaw = Callable[[], AbstractAsyncContextManager[RawClient]]
 def probe_once() -> Iterator[None]:
     """The sandbox of one configuration is tried once, not for each of the daemons: that is most of their start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(provider, "_find", functools.cache(provider._find))
+        patch.setattr(provider, "find_parts", functools.cache(provider.find_parts))
         yield
 
 

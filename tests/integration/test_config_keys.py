@@ -139,7 +139,8 @@ async def test_slice_ms(slice_ms: int, autojump_clock: MockClock) -> None:
 )
 async def test_what_the_sandbox_lacks_is_named(config: Config, path: str) -> None:
     async with open_local_provider(config, "loopaid-test-keys") as provider:
-        assert path in (provider.problem(Language.PYTHON) or "")
+        problem = provider.problem(Language.PYTHON)
+        assert problem is not None and path in problem.message
 
 
 def test_admin_group(monkeypatch: pytest.MonkeyPatch) -> None:

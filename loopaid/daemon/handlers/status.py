@@ -19,7 +19,9 @@ def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
     provider, recorder = daemon.provider, daemon.recorder
     problems = list(provider.notes)
     for language in daemon.pools.languages:
-        problems += filter(None, (provider.problem(language), daemon.pools.problem(language)))
+        unavailable, trouble = provider.problem(language), daemon.pools.problem(language)
+        problems += [unavailable.message] if unavailable else []
+        problems += [trouble] if trouble else []
     if recorder.health != "healthy":
         problems.append(f"the log is {recorder.health}")
     return m.DaemonStatus(

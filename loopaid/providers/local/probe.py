@@ -21,7 +21,7 @@ from loopaid.errors import LoopaidError
 from loopaid.providers.local.inspection import SECCOMP, Seen, expected_tree, find_leaks
 from loopaid.providers.local.sandbox import UNPRIVILEGED_ID, SandboxSpec, build_argv, spawn_options
 from loopaid.providers.local.seccomp import deny_program, open_program
-from loopaid.providers.local.toolchains import INSTALL_BWRAP, PythonToolchain
+from loopaid.providers.local.toolchains import INSTALL_BWRAP, BwrapUnusable, PythonToolchain
 
 SECONDS_MAX: Final = 20.0  # it takes 0.1 s; a machine that is swapping at boot is not a broken sandbox
 
@@ -147,6 +147,12 @@ def run_probe(spec: SandboxSpec, toolchain: PythonToolchain) -> ProbeReport:
         return ProbeReport(ok=True, facts=facts)
     reason = ProbeReason.SECCOMP_FAILED if all(SECCOMP in leak for leak in leaks) else ProbeReason.LEAKS
     return _failed(reason, "; ".join(leaks), facts)
+
+
+def report_missing(error: BwrapUnusable) -> ProbeReport:
+    """What a probe would say without a bubblewrap to run."""
+    reason = ProbeReason.BWRAP_TOO_OLD if error.too_old else ProbeReason.NO_BWRAP
+    return ProbeReport(ok=False, reason=reason, detail=error.detail, fix=error.fix)
 
 
 def _run(spec: SandboxSpec, executable: str, secret: str) -> subprocess.CompletedProcess[bytes]:

