@@ -41,7 +41,7 @@ def test_space_around_inputs_is_removed() -> None:
         (b"1 2\n2\n3", "items[10].input"),
         (b"[1,\n2]\n3", "items[10].input"),
         (b"1\n2\r3\n4", "items[11].input"),
-        (b"1\n" + b"[" * 5000 + b"]" * 5000 + b"\n3", "items[11].input"),
+        (b"1\n" + b"[" * 40_000 + b"]" * 40_000 + b"\n3", "items[11].input"),
     ],
 )
 def test_an_input_that_is_not_one_line_of_json_is_named(inputs: bytes, place: str) -> None:
