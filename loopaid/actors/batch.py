@@ -31,6 +31,10 @@ class Surroundings(msgspec.Struct, frozen=True):
     attempts_max: int
 
 
+def _nothing() -> None:
+    """Nobody is told."""
+
+
 class Batch:
     """One batch. Owned by `Batches`; its methods belong to the event loop's thread.
 
@@ -121,8 +125,8 @@ class Batch:
         on_durable = partial(self._on_block_durable, block.first_index, block.count, by_status)
         self._around.recorder.append(records.ITEMS_DONE, encode_block(block), on_durable)
 
-    def finish(self, state: BatchState, reason: str) -> None:
-        """Append the end. The batch is final when that is durable."""
+    def finish(self, state: BatchState, reason: str, on_end: Callable[[], None] = _nothing) -> None:
+        """Append the end. The batch is final when that is durable, and `on_end` is called."""
         ended = records.BatchEnded(
             self.id,
             state,
@@ -133,7 +137,8 @@ class Batch:
             len(self.sessions_used),
             reason,
         )
-        self._around.recorder.append(records.BATCH_ENDED, records.encode(ended), partial(self._on_end_durable, ended))
+        on_durable = partial(self._on_end_durable, ended, on_end)
+        self._around.recorder.append(records.BATCH_ENDED, records.encode(ended), on_durable)
 
     def replay_end(self, ended: records.BatchEnded) -> None:
         """Take over the end as it stands in the log, which is all that is kept of how it came about."""
@@ -150,9 +155,10 @@ class Batch:
         self.by_status.update(by_status)
         self._tell()
 
-    def _on_end_durable(self, ended: records.BatchEnded, _position: int) -> None:
+    def _on_end_durable(self, ended: records.BatchEnded, on_end: Callable[[], None], _position: int) -> None:
         self.replay_end(ended)
         self._tell()
+        on_end()
 
     def _tell(self) -> None:
         self.changed.set()

@@ -1,13 +1,14 @@
 """Leading an accepted batch to its end, through leased sessions.
 
-Each lease is served by a task of its own: it takes the next items, sends them ahead as one window, and records the
-rows as they come. What every event means is decided by `loopaid.core.batch`; this module carries it out.
+The only tasks are those that serve a lease: each takes the next items, sends them ahead as one window, and records
+the rows as they come. What every event means is decided by `loopaid.core.batch`; this module carries it out.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -18,7 +19,7 @@ from loopaid.actors.pools import Lease, Refused
 from loopaid.core.batch import Action, BatchProgress, Finish, RecordItem, RecordRange, StopSessions
 from loopaid.core.claims import SessionKey
 from loopaid.core.window import OVERDUE, TARGET_S, WindowSizer
-from loopaid.model import MAX_CONCURRENCY, STATUSES, BatchState, ItemStatus, ProgramError
+from loopaid.model import STATUSES, BatchState, ItemStatus, ProgramError
 from loopaid.providers.base import EndedBy, LoadFailed, Program, Session, SessionEnded, Window
 from loopaid.wire.rows import Extra, Row, pack_row, range_block, rows_block
 
@@ -33,17 +34,27 @@ SILENCE_S: Final = 0.1
 
 
 class BatchRun:
-    """Made when the batch is accepted; `run` may begin later, and what ends the batch may come before.
+    """Made when the batch is accepted; `start` may come later, and what ends the batch may come before.
 
     `_windows` are the windows under way by session, `_loading` the sessions that load the program; `_held` counts the
-    leases in use. `_returned` is replaced whenever items came back or a lease is to be returned: take it, look, then
+    leases it has. `_returned` is replaced whenever items came back or a lease is to be returned: take it, look, then
     wait on it. `_silent`: for a while no window has ended.
     """
 
-    def __init__(self, batch: Batch, progress: BatchProgress, around: Surroundings) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        progress: BatchProgress,
+        around: Surroundings,
+        nursery: trio.Nursery,
+        on_over: Callable[[], None],
+    ) -> None:
+        """`on_over` is called when the end is durable and every lease was returned."""
         self._batch = batch
         self._progress = progress
         self._around = around
+        self._nursery = nursery
+        self._on_over = on_over
         self._accepted_at = trio.current_time()
         self._sizer = WindowSizer()
         self._windows: dict[str, Delivery] = {}
@@ -53,42 +64,29 @@ class BatchRun:
         self._claimed = (0, 0)
         self._lost_while_loading = 0
         self._returned = trio.Event()
-        self._grants, self._granted = trio.open_memory_channel[Lease | Refused](4 * MAX_CONCURRENCY)
-        self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
         return f"<BatchRun {self._batch!r} {self._held} leases, {len(self._windows)} windows>"
 
-    async def run(self) -> None:
-        """Lead an accepted batch to its end; returns when the end is durable."""
-        pools = self._around.pools
-        pools.join(self._batch.id, self._grants)
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                self._perform(self._progress.begin())
-                self._claim()
-                if self._batch.total > 1:
-                    nursery.start_soon(self._grow)
-                async for lease in self._granted:
-                    if isinstance(lease, Refused):
-                        self._refused(str(lease))
-                    elif self._progress.finished:  # granted while the end was decided
-                        pools.release(lease, executions=0, clean=True)
-                    else:
-                        nursery.start_soon(self._serve, lease)
-        finally:
-            self._nursery = None
-            pools.leave(self._batch.id)
-            self._batch.log.forget()
-        await self._around.recorder.committed()
+    def start(self) -> None:
+        """Begin to run the items."""
+        self._perform(self._progress.begin())
+        if not self._progress.finished:
+            self._around.pools.join(self._batch.id, self._on_grant)
+            self._claim()
+            if self._batch.total > 1:
+                self._nursery.start_soon(self._grow)
+
+    def leave(self) -> None:
+        """Want no sessions any more."""
+        self._around.pools.leave(self._batch.id)
 
     def cancel(self, reason: str) -> None:
         """End it: items that run may finish within CANCEL_GRACE_S, the rest is `cancelled`."""
         if not self._progress.finished:
             self._batch.reason = self._batch.reason or reason
             self._perform(self._progress.cancel(reason))
-            if self._nursery is not None:
+            if self._windows or self._loading:
                 self._nursery.start_soon(self._kill_late)
 
     def give_up(self, status: ItemStatus, state: BatchState, error: ProgramError) -> None:
@@ -107,6 +105,14 @@ class BatchRun:
                 await self._returned.wait()
         for session in [*self._loading, *(delivery.lease.session for delivery in self._windows.values())]:
             session.kill()
+
+    def _on_grant(self, granted: Lease | Refused) -> None:
+        if isinstance(granted, Refused):
+            self._refused(str(granted))
+        else:
+            self._held += 1
+            self._batch.begin()
+            self._nursery.start_soon(self._serve, granted)
 
     def _refused(self, reason: str) -> None:
         error = ProgramError("ProviderUnavailable", f"no session can be started: {reason}")
@@ -159,10 +165,9 @@ class BatchRun:
         lease.on_yield = self._wake
         executions, clean = 0, False
         lost: SessionEnded | None = None
-        self._held += 1
-        self._batch.begin()
         try:
-            await self._load(lease)
+            if not self._progress.finished:  # the end may have been decided since it was granted
+                await self._load(lease)
             clean = True
             while clean and (found := await self._next_window(lease)) is not None:
                 window, delivery = found
@@ -178,18 +183,18 @@ class BatchRun:
         except SessionEnded as ended:
             lost = ended
             self._session_ended(lease, ended)
-        except BaseException:
+        except BaseException:  # the daemon ends, and the pools close all sessions
             session.kill()
             raise
-        finally:
-            self._windows.pop(session.id, None)
-            self._held -= 1
-            self._claim()
-            if lost is not None:
-                self._around.pools.lost(session.id, lost.by, lost.reason)
-            else:
-                self._around.pools.release(lease, executions=executions, clean=clean)
-            self._wake()
+        self._windows.pop(session.id, None)
+        self._held -= 1
+        self._claim()
+        if lost is not None:
+            self._around.pools.lost(session.id, lost.by, lost.reason)
+        else:
+            self._around.pools.release(lease, executions=executions, clean=clean)
+        self._wake()
+        self._tell_if_over()
 
     async def _load(self, lease: Lease) -> None:
         artifact = self._batch.artifact
@@ -358,10 +363,14 @@ class BatchRun:
         self._batch.record(block, Counter({STATUSES.index(action.status): count}))
 
     def _finish(self, state: BatchState) -> None:
-        self._batch.finish(state, self._batch.reason)
-        self._around.pools.leave(self._batch.id)
-        self._grants.close()
+        self._batch.finish(state, self._batch.reason, self._tell_if_over)
+        self._batch.log.forget()
+        self.leave()
         self._wake()
+
+    def _tell_if_over(self) -> None:
+        if self._batch.state.is_final and not self._held:
+            self._on_over()
 
     def _wake(self) -> None:
         self._returned.set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import trio
 
@@ -96,16 +97,25 @@ class Batches:
         attempts_max = attempt - 1 + self._around.attempts_max  # a restart of the daemon is no fault of its sessions
         progress = BatchProgress(total, batch.options, attempts_max=attempts_max, attempt=attempt, recorded=recorded)
         batch.accept(total, progress)
-        self._runs[batch.id] = BatchRun(batch, progress, self._around)
+        on_over = partial(self._over, batch)
+        self._runs[batch.id] = BatchRun(batch, progress, self._around, self._nursery, on_over)
         return progress
 
     def start(self, batch: Batch) -> None:
-        """Run an accepted batch in the background, once what was appended so far is durable."""
-        self._nursery.start_soon(self._run_durable, batch)
+        """Run an accepted batch, once what was appended so far is durable."""
+        self._nursery.start_soon(self._start_durable, batch)
 
     def start_at_once(self, batch: Batch) -> None:
         """Run an accepted batch whose acceptance nobody was told of."""
-        self._nursery.start_soon(self._run, batch)
+        log.log(
+            _level(batch),
+            "batch %s started: task %s, %d items, concurrency %d",
+            batch.id,
+            batch.opened.task,
+            batch.total,
+            batch.options.max_concurrency,
+        )
+        self._runs[batch.id].start()
 
     def drop(self, batch: Batch, reason: str) -> None:
         """A batch that was not accepted is given up."""
@@ -117,31 +127,19 @@ class Batches:
         run = self._runs.get(batch.id)
         if run is not None:
             run.cancel(reason)
-            if batch.state is BatchState.HELD:
-                batch.state = BatchState.QUEUED
-                self.start(batch)
 
     def give_up(self, batch: Batch, error: ProgramError) -> None:
         """A batch of an earlier life of the daemon cannot go on."""
         self._runs[batch.id].give_up(ItemStatus.INTERRUPTED, BatchState.INTERRUPTED, error)
-        self.start(batch)
 
-    async def _run_durable(self, batch: Batch) -> None:
+    async def _start_durable(self, batch: Batch) -> None:
         await self._around.recorder.committed()
-        await self._run(batch)
+        if batch.id in self._runs:  # not cancelled meanwhile
+            self.start_at_once(batch)
 
-    async def _run(self, batch: Batch) -> None:
-        level = logging.DEBUG if batch.opened.attached and batch.total == 1 else logging.INFO  # `exec`, mostly
-        log.log(
-            level,
-            "batch %s started: task %s, %d items, concurrency %d",
-            batch.id,
-            batch.opened.task,
-            batch.total,
-            batch.options.max_concurrency,
-        )
-        await self._runs[batch.id].run()
+    def _over(self, batch: Batch) -> None:
         self.finished(batch)
+        level = _level(batch)
         if not log.isEnabledFor(level):
             return  # a summary costs something, and whoever waits for this one result has not got it yet
         summary = batch.summary()
@@ -158,7 +156,7 @@ class Batches:
         )
 
     def finished(self, batch: Batch) -> None:
-        """Its end is in the log."""
+        """Its end is in the log, and it holds nothing."""
         self._unfinished.pop(batch.id, None)
         self._runs.pop(batch.id, None)
         self._end_grace(batch)
@@ -207,12 +205,24 @@ class Batches:
         for run in self._runs.values():
             run.stop_windows()
 
+    def abandon(self) -> None:
+        """Leave all where they are."""
+        for run in self._runs.values():
+            run.leave()
+
+
+def _level(batch: Batch) -> int:
+    """Of a batch's beginning and end. Attached batches of one are `exec`, mostly."""
+    return logging.DEBUG if batch.opened.attached and batch.total == 1 else logging.INFO
+
 
 @asynccontextmanager
 async def open_batches(around: Surroundings, *, attached_grace_s: float) -> AsyncIterator[Batches]:
     """Run the batches. Leaving ends them where they are; the log resumes them."""
     async with trio.open_nursery() as nursery:
+        batches = Batches(around, nursery, attached_grace_s=attached_grace_s)
         try:
-            yield Batches(around, nursery, attached_grace_s=attached_grace_s)
+            yield batches
         finally:
+            batches.abandon()
             nursery.cancel_scope.cancel()

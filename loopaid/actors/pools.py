@@ -64,7 +64,7 @@ class Refused(Exception):
     """Sessions of this language cannot be started; the message says why."""
 
 
-GrantChannel = trio.MemorySendChannel["Lease | Refused"]
+OnGrant = Callable[["Lease | Refused"], None]
 
 
 class Pools:
@@ -73,21 +73,25 @@ class Pools:
     def __init__(self, scheduler: Scheduler, providers: Mapping[Language, Provider]) -> None:
         self._scheduler = scheduler
         self._actors = {language: PoolActor(self, language, provider) for language, provider in providers.items()}
-        self._grants: dict[str, GrantChannel] = {}
+        self._claimants: dict[str, OnGrant] = {}
         self._leases: dict[str, Lease] = {}
         self._wake = trio.Event()
         self._waiting_until = math.inf
 
     # --- what batches say
 
-    def join(self, claim_id: str, grants: GrantChannel) -> None:
-        """From now on, what is granted to this claim is sent here; the channel must hold all it can be granted."""
-        self._grants[claim_id] = grants
+    def join(self, claim_id: str, on_grant: OnGrant) -> None:
+        """What is granted to this claim from now on is handed to `on_grant`, within `claim` if it is there already."""
+        self._claimants[claim_id] = on_grant
 
     def claim(
         self, claim_id: str, *, language: Language, key: SessionKey, priority: int, wanted: int, worthwhile: int
     ) -> None:
-        """Want `wanted` sessions, and have new ones started for up to `worthwhile` of them. See Scheduler.claim."""
+        """Want `wanted` sessions, and have new ones started for up to `worthwhile` of them. See Scheduler.claim.
+
+        Does nothing for who has left."""
+        if claim_id not in self._claimants:
+            return
         self._perform(
             self._scheduler.claim(
                 trio.current_time(),
@@ -101,8 +105,8 @@ class Pools:
         )
 
     def leave(self, claim_id: str) -> None:
-        """The batch is over and holds nothing any more."""
-        self._grants.pop(claim_id, None)
+        """Want nothing any more."""
+        self._claimants.pop(claim_id, None)
         self._perform(self._scheduler.withdraw(trio.current_time(), claim_id))
 
     def release(self, lease: Lease, *, executions: int, clean: bool) -> None:
@@ -171,19 +175,19 @@ class Pools:
                 case Yield(session_id=session_id):
                     self._leases[session_id].ask_back()
                 case Refuse(claim_id=claim_id, reason=reason):
-                    if claim_id in self._grants:
-                        self._grants[claim_id].send_nowait(Refused(reason))
+                    if claim_id in self._claimants:
+                        self._claimants[claim_id](Refused(reason))
         deadline = self._scheduler.next_deadline()
         if deadline is not None and deadline < self._waiting_until:
             self._wake.set()
 
     def _grant(self, session_id: str, claim_id: str) -> None:
         lease = self._leases[session_id]
-        channel = self._grants.get(claim_id)
-        if channel is None:  # it left while this was being decided
+        on_grant = self._claimants.get(claim_id)
+        if on_grant is None:  # it left while this was being decided
             self.release(lease, executions=0, clean=True)
         else:
-            channel.send_nowait(lease)
+            on_grant(lease)
 
     async def run(self) -> None:
         """Run the actors and the clock; until cancelled. Closes all sessions then."""

@@ -84,8 +84,7 @@ def _accepted(batch: Batch) -> m.BatchAccepted:
     )
 
 
-async def exec_item(daemon: Daemon, call: Call, request: m.Exec) -> m.EncodedExecResult:
-    intake = daemon.intake
+def exec_item(daemon: Daemon, call: Call, request: m.Exec) -> Awaitable[m.EncodedExecResult]:
     chunk = m.ItemsChunk(
         first=0,
         count=1,
@@ -93,13 +92,22 @@ async def exec_item(daemon: Daemon, call: Call, request: m.Exec) -> m.EncodedExe
         ids=None if request.item_id is None else [request.item_id],
         forced=[0] if request.force_validation else [],
     )
-    batch, _ = intake.open(call.peer.uid, request)
+    batch, _ = daemon.intake.open(call.peer.uid, request)
     try:
-        intake.accept_at_once(batch, chunk)
-        await _leased(daemon, batch)
+        daemon.intake.accept_at_once(batch, chunk)
+    except LoopaidError as error:
+        daemon.intake.cancel(batch, error.message)
+        raise
+    return _exec_result(daemon, batch)
+
+
+async def _exec_result(daemon: Daemon, batch: Batch) -> m.EncodedExecResult:
+    try:
+        if batch.state is BatchState.QUEUED:
+            await _leased(daemon, batch)
         await _wait_end(batch)
     finally:
-        intake.cancel(batch, "the client that asked for it gave up")
+        daemon.intake.cancel(batch, "the client that asked for it gave up")
     block = batch.log.in_log_order(0)
     assert block is not None, "a batch of one that ended has its record"
     summary = batch.summary()
