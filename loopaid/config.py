@@ -32,7 +32,9 @@ _DAY_S: Final = 86_400
 
 # Relative paths would depend on where the daemon happened to be started.
 AbsolutePath = Annotated[str, Meta(pattern="^(/.*)?$", description='an absolute path, or "" for the default')]
-FileMode = Annotated[str, Meta(pattern="^0[0-7]{3}$", description='an octal file mode such as "0660"')]
+FileMode = Annotated[
+    str, Meta(pattern="^(0[0-7]{3})?$", description='an octal file mode such as "0660", or "" for the default')
+]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 # One input or output always fits into one frame (16 MiB) beside what the program printed.
 ValueBytes = Annotated[int, Meta(ge=1, le=8 * _MIB)]
@@ -53,7 +55,8 @@ class DaemonSection(Section, frozen=True):
 
 class SocketSection(Section, frozen=True):
     path: AbsolutePath = ""
-    mode: FileMode = "0660"
+    mode: FileMode = ""
+    group: str = "loopaid"
     admin_group: str = "loopaid-admin"
     connections_max: Count = 1024
     connections_per_uid_max: Count = 64

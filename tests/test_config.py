@@ -180,8 +180,14 @@ def test_a_file_that_exists_and_cannot_be_read_is_not_passed_over(tmp_path: Path
             '[execution]\nisolation = "Item"',
             "execution.isolation must be one of 'session', 'item', 'process', not 'Item'",
         ),
-        ("[socket]\nmode = 432", 'socket.mode must be an octal file mode such as "0660", not 432'),
-        ('[socket]\nmode = "0668"', "socket.mode must be an octal file mode such as \"0660\", not '0668'"),
+        (
+            "[socket]\nmode = 432",
+            'socket.mode must be an octal file mode such as "0660", or "" for the default, not 432',
+        ),
+        (
+            '[socket]\nmode = "0668"',
+            'socket.mode must be an octal file mode such as "0660", or "" for the default, not \'0668\'',
+        ),
         ("[socket]\nadmin_group = 7", "socket.admin_group must be text in quotes, not 7"),
         (
             '[sandbox]\nbwrap = "bin/bwrap"',

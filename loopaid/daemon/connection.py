@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Final
 
-import msgspec
 import trio
 
+from loopaid.daemon.peers import Peer
 from loopaid.errors import ErrorCode, ErrorInfo, JournalError, JournalPoisoned, LoopaidError, ProtocolViolation
 from loopaid.wire.connection import CONNECTION, ServerConnection
 from loopaid.wire.events import BadRequest, CancelReceived, CreditReceived, HelloReceived, RequestReceived, ServerEvent
@@ -28,21 +26,8 @@ log = logging.getLogger(__name__)
 READ_BYTES: Final = 256 << 10
 OUTBOX_BYTES_MAX: Final = 1 << 20
 """What may wait for a client's socket; whoever has more to say to it waits."""
-_UCRED: Final = struct.Struct("=iII")
 UPLOAD_WINDOW_BYTES: Final = 8 << 20
 """Items that a client may send ahead of their becoming durable."""
-
-
-class Peer(msgspec.Struct, frozen=True):
-    """Who is at the other end, by SO_PEERCRED. `scope` is None for an admin, who sees everybody's."""
-
-    uid: int
-    pid: int
-    is_admin: bool
-
-    @property
-    def scope(self) -> int | None:
-        return None if self.is_admin else self.uid
 
 
 Handle = Callable[["Call", AnyRequest], object]
@@ -282,9 +267,3 @@ class ClientStream:
         """What was answered while everything ended, such as DURABILITY_UNKNOWN, as far as the socket takes it now."""
         with suppress(OSError):
             os.write(self._stream.socket.fileno(), b"".join((self._unsent, *self._outbox)))
-
-
-def peer_of(stream: trio.SocketStream, is_admin: Callable[[int], bool]) -> Peer:
-    """Who connected, as the kernel says."""
-    pid, uid, _gid = _UCRED.unpack(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return Peer(uid, pid, is_admin(uid))

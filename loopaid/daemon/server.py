@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import grp
 import logging
 import os
-import pwd
 import socket
 import stat
 from collections import Counter
@@ -21,14 +19,17 @@ import trio
 import loopaid
 from loopaid.config import Config
 from loopaid.daemon.app import Daemon
-from loopaid.daemon.connection import UPLOAD_WINDOW_BYTES, ClientStream, peer_of
+from loopaid.daemon.connection import UPLOAD_WINDOW_BYTES, ClientStream
 from loopaid.daemon.handlers import dispatch
+from loopaid.daemon.peers import gid_of, peer_of
 from loopaid.errors import ConfigError
 from loopaid.wire.messages import Hello
 
 log = logging.getLogger(__name__)
 
 BACKLOG: Final = 512
+SYSTEM_MODE: Final = "0660"
+USER_MODE: Final = "0600"
 EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 EXHAUSTED_PAUSE_S: Final = 0.1
 """Descriptors come back when clients leave, and no event says so."""
@@ -41,6 +42,7 @@ class Listener:
         self._daemon = daemon
         self._sock = sock
         self._nursery = nursery
+        self._admin_gid = gid_of(daemon.config.socket.admin_group)
         self._per_uid: Counter[int] = Counter()
         self.accepting = trio.CancelScope()
 
@@ -67,7 +69,7 @@ class Listener:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            peer = peer_of(stream, partial(is_admin, self._daemon.config.socket.admin_group))
+            peer = peer_of(stream.socket, self._admin_gid)
             limits = self._daemon.config.socket
             if self.connections >= limits.connections_max or self._per_uid[peer.uid] >= limits.connections_per_uid_max:
                 log.warning("client uid=%d pid=%d refused: too many connections", peer.uid, peer.pid)
@@ -92,16 +94,6 @@ class Listener:
                 self._per_uid[peer.uid] -= 1
 
 
-def is_admin(group: str, uid: int) -> bool:
-    """root, the daemon's own user, and the members of the group."""
-    if uid in (0, os.geteuid()):
-        return True
-    try:
-        return pwd.getpwuid(uid).pw_name in grp.getgrnam(group).gr_mem
-    except KeyError:
-        return False
-
-
 def bind(path: Path, config: Config) -> socket.socket:
     """Listen on `path`. Raises ConfigError when it cannot be: in use, not a socket, no directory, no permission."""
     if len(os.fsencode(path)) > 107:
@@ -109,18 +101,33 @@ def bind(path: Path, config: Config) -> socket.socket:
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        gid = _socket_gid(config)
+        if not path.parent.exists():
+            path.parent.mkdir(mode=0o750, parents=True)
+            os.chown(path.parent, -1, gid)
         before = os.umask(0o177)  # nobody may connect before the mode is what it should be
         try:
             sock.bind(os.fspath(path))
         finally:
             os.umask(before)
-        os.chmod(path, int(config.socket.mode, 8))
+        os.chown(path, -1, gid)
+        os.chmod(path, int(config.socket.mode or (SYSTEM_MODE if os.geteuid() == 0 else USER_MODE), 8))
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise ConfigError(f"cannot listen on {path}: {error.strerror}; set [socket] path or --socket") from None
     return sock
+
+
+def _socket_gid(config: Config) -> int:
+    """-1: it keeps the daemon's own group."""
+    if os.geteuid() != 0:
+        return -1
+    gid = gid_of(config.socket.group)
+    if gid is None:
+        log.info("there is no group %s: only root can connect", config.socket.group)
+        return -1
+    return gid
 
 
 def _remove_stale(path: Path) -> None:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import trio
 
-from loopaid.daemon.connection import Call, ClientStream, Peer
+from loopaid.daemon.connection import Call, ClientStream
+from loopaid.daemon.peers import Peer
 from loopaid.wire.messages import Hello
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loopaid.config import Config, SocketSection
-from loopaid.daemon.server import bind, is_admin
+from loopaid.daemon.server import bind
 from loopaid.errors import ConfigError
 
 
@@ -55,9 +55,3 @@ def test_what_is_not_a_socket_is_not_removed(tmp_path: Path, kind: str) -> None:
 def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at most 107 bytes"):
         bind(tmp_path / ("x" * 120), Config())
-
-
-def test_root_and_the_daemons_own_user_are_admins_and_strangers_are_not() -> None:
-    assert is_admin("no-such-group", 0)
-    assert is_admin("no-such-group", os.geteuid())
-    assert not is_admin("no-such-group", 4_000_000_000)

@@ -23,6 +23,7 @@ from loopaid.errors import LoopaidError
 from loopaid.model import BatchSummary, Language, PoolStatistics
 from loopaid.providers.local import provider
 from loopaid.providers.local.session import LocalSession
+from loopaid.testing.other_users import connected_as
 from loopaid.testing.reply_types import REPLY_TYPES
 from loopaid.wire.connection import ClientConnection
 from loopaid.wire.events import Answer, CreditReceived, ErrorReceived, HelloReceived
@@ -182,6 +183,7 @@ Push = Callable[..., Awaitable[str]]
 Run = Callable[..., Awaitable[Ran]]
 OpenDaemon = Callable[[], AbstractAsyncContextManager[Daemon]]
 OpenRaw = Callable[[], AbstractAsyncContextManager[RawClient]]
+AsUser = Callable[..., AbstractAsyncContextManager[RawClient]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -259,6 +261,21 @@ def open_raw(socket_path: Path) -> OpenRaw:
 def connect(daemon: Daemon, open_raw: OpenRaw) -> OpenRaw:
     """Connect to the test's daemon without greeting."""
     return open_raw
+
+
+@pytest.fixture
+def as_user(daemon: Daemon, socket_path: Path) -> AsUser:
+    """Connect to the test's daemon as another user, and be greeted."""
+
+    @asynccontextmanager
+    async def connected(uid: int, **groups: Any) -> AsyncIterator[RawClient]:
+        with connected_as(socket_path, uid, **groups) as client:
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(client.dup())) as stream:
+                raw = RawClient(stream)
+                await raw.greet()
+                yield raw
+
+    return connected
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from __future__ import annotations
 import grp
 import json
 import logging
+import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,13 @@ from loopaid.config import (
 )
 from loopaid.daemon.app import drain
 from loopaid.daemon.logging import set_up_logging
-from loopaid.daemon.server import is_admin
+from loopaid.daemon.server import bind
 from loopaid.errors import LoopaidError
 from loopaid.model import Isolation, Language
 from loopaid.providers.local.provider import open_local_provider
+from loopaid.testing.other_users import STRANGER
 from loopaid.testing.small_daemon import open_small_daemon
+from loopaid.wire.messages import ListTasks
 
 TESTS = Path(__file__).parents[1]
 ECHO = "def main(value):\n    return value\n"
@@ -143,15 +147,35 @@ async def test_what_the_sandbox_lacks_is_named(config: Config, path: str) -> Non
         assert problem is not None and path in problem.message
 
 
-def test_admin_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    def group_of(name: str) -> grp.struct_group:
-        if name != "operators":
-            raise KeyError(name)
-        return grp.struct_group((name, "x", 77, ["daemon"]))
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The groups that there are; of the second one we are no member."""
+    known = {"ours": os.getgid(), "theirs": 65_532}
+    monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group((name, "x", known[name], [])))
+    return known
 
-    monkeypatch.setattr(grp, "getgrnam", group_of)
-    assert is_admin(SocketSection(admin_group="operators").admin_group, 1)
-    assert not is_admin(SocketSection().admin_group, 1)
+
+@pytest.mark.slow
+@pytest.mark.settings(socket__admin_group="theirs", pool__python__warm_min=0)
+async def test_admin_group(groups: dict[str, int], as_user: Any, client: Client) -> None:
+    await client.put_task("t")
+    async with as_user(STRANGER) as stranger, as_user(STRANGER, gid=groups["theirs"]) as admin:
+        assert (await stranger.ask(ListTasks())).tasks == []
+        assert [task.name for task in (await admin.ask(ListTasks())).tasks] == ["t"]
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_mode_and_group(uid: int, groups: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, int]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(os, "chown", lambda path, _uid, gid: given.append((Path(path).name, gid)))
+    for number, section in enumerate((SocketSection(group="theirs"), SocketSection(group="none", mode="0640"))):
+        path = tmp_path / f"run{number}" / f"s{number}"
+        with bind(path, Config(socket=section)):
+            usual = 0o660 if uid == 0 else 0o600
+            assert stat.S_IMODE(path.stat().st_mode) == (usual, 0o640)[number]
+    gid = groups["theirs"] if uid == 0 else -1
+    assert given == [("run0", gid), ("s0", gid), ("run1", -1), ("s1", -1)]
 
 
 @pytest.mark.slow

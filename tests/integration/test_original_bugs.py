@@ -28,7 +28,7 @@ import trio
 from loopaid.client import Client, Result, open_client
 from loopaid.daemon import server
 from loopaid.daemon.app import drain
-from loopaid.daemon.connection import Peer
+from loopaid.daemon.peers import Peer
 from loopaid.errors import ConnectionLost, ErrorCode, LoopaidError
 from loopaid.model import BatchState, Item
 
@@ -402,7 +402,7 @@ async def test_other_users_see_and_touch_only_what_is_theirs(
 ) -> None:
     await push(ECHO)
     mine = (await client.submit_batch("t", [1], idempotency_key="k")).batch_id
-    monkeypatch.setattr(server, "peer_of", lambda stream, is_admin: Peer(uid=54321, pid=1, is_admin=False))
+    monkeypatch.setattr(server, "peer_of", lambda client, admin_gid: Peer(uid=54321, pid=1, is_admin=False))
     async with open_client(socket_path) as other:
         assert (await other.list_tasks(), await other.list_batches()) == ([], [])
         for refused_call, code in (

@@ -11,17 +11,26 @@ import trio
 from loopaid.actors.batch import Batch
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
+from loopaid.daemon.handlers.catalog import owner_of
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchState, BatchSummary
 from loopaid.wire import messages as m
 
 
 async def open_batch(daemon: Daemon, call: Call, request: m.OpenBatch) -> m.BatchOpened:
-    batch, _ = daemon.intake.open(call.peer.uid, request)
+    batch, _ = _opened(daemon, call, request)
     _attach(daemon, call, batch)
     received = batch.log.received  # of which the commit below is the proof
     await daemon.recorder.committed()
     return m.BatchOpened(batch_id=batch.id, received=received, state=batch.state)
+
+
+def _opened(daemon: Daemon, call: Call, request: m.OpenBatch | m.SubmitBatch | m.Exec) -> tuple[Batch, bool]:
+    """A batch belongs to the owner of its task, also when an admin submits it."""
+    uid, task = owner_of(call, request.task)
+    if task != request.task:
+        request = msgspec.structs.replace(request, task=task)
+    return daemon.intake.open(uid, request)
 
 
 def add_items(daemon: Daemon, call: Call, request: m.AddItems) -> Awaitable[m.ItemsDurable]:
@@ -48,7 +57,7 @@ async def close_batch(daemon: Daemon, call: Call, request: m.CloseBatch) -> m.Ba
 
 
 async def submit_batch(daemon: Daemon, call: Call, request: m.SubmitBatch) -> m.BatchAccepted:
-    batch, is_new = daemon.intake.open(call.peer.uid, request)
+    batch, is_new = _opened(daemon, call, request)
     _attach(daemon, call, batch)
     await daemon.intake.wait_checked(batch)
     if is_new or (batch.state is BatchState.RECEIVING and batch.log.received == 0):
@@ -92,7 +101,7 @@ def exec_item(daemon: Daemon, call: Call, request: m.Exec) -> Awaitable[m.Encode
         ids=None if request.item_id is None else [request.item_id],
         forced=[0] if request.force_validation else [],
     )
-    batch, _ = daemon.intake.open(call.peer.uid, request)
+    batch, _ = _opened(daemon, call, request)
     try:
         daemon.intake.accept_at_once(batch, chunk)
     except LoopaidError as error:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import Artifact, Language, Task
 from loopaid.wire import messages as m
 
+UID_MAX: Final = 2**32 - 2
+"""The one above means nobody."""
+_OWNED: Final = re.compile("([0-9]{1,10}):(.*)", re.DOTALL)
+
 
 def owner_of(call: Call, name: str) -> tuple[int, str]:
     """The (uid, task name) that a reference means."""
-    uid, colon, rest = name.partition(":")
-    if colon and uid.isdecimal():
-        if not call.peer.is_admin and int(uid) != call.peer.uid:
-            raise LoopaidError(ErrorCode.TASK_NOT_FOUND, f"there is no task {name!r}")
-        return int(uid), rest
-    return call.peer.uid, name
+    owner = _OWNED.fullmatch(name)
+    if owner is None:
+        return call.peer.uid, name
+    uid = int(owner[1])
+    if uid > UID_MAX or call.peer.scope not in (None, uid):
+        raise LoopaidError(ErrorCode.TASK_NOT_FOUND, f"there is no task {name!r}")
+    return uid, owner[2]
 
 
 async def put_task(daemon: Daemon, call: Call, request: m.PutTask) -> m.TaskInfo:
