@@ -77,6 +77,7 @@ class Pools:
         self._leases: dict[str, Lease] = {}
         self._wake = trio.Event()
         self._waiting_until = math.inf
+        self._population_changed = trio.lowlevel.ParkingLot()
 
     # --- what batches say
 
@@ -121,6 +122,7 @@ class Pools:
         if self._leases.pop(session_id, None) is not None:
             log.log(logging.DEBUG if by is EndedBy.US else logging.WARNING, "session %s lost: %s", session_id, how)
             self._perform(self._scheduler.session_lost(trio.current_time(), session_id, f"ended_by_{by.value}"))
+            self._population_changed.unpark_all()
 
     # --- what the actors say
 
@@ -128,15 +130,18 @@ class Pools:
         log.debug("session %s started in %.0f ms", session.id, cost_s * 1000)
         self._leases[session.id] = Lease(session, self._scheduler.executions_max)
         self._perform(self._scheduler.session_started(trio.current_time(), session.id, cost_s))
+        self._population_changed.unpark_all()
 
     def start_failed(self, session_id: str, reason: str) -> None:
         log.warning("session %s could not be started: %s", session_id, reason)
         self._perform(self._scheduler.session_failed(trio.current_time(), session_id, reason))
+        self._population_changed.unpark_all()
 
     def closed(self, session_id: str, reason: str) -> None:
         log.debug("session %s closed (%s)", session_id, reason)
         self._leases.pop(session_id, None)
         self._perform(self._scheduler.session_closed(trio.current_time(), session_id))
+        self._population_changed.unpark_all()
 
     # --- everybody else
 
@@ -157,6 +162,23 @@ class Pools:
     @property
     def languages(self) -> list[Language]:
         return list(self._actors)
+
+    async def warm(self, language: Language, count: int) -> None:
+        """Return when `count` sessions are ready that serve nobody yet; start them as far and as soon as there is
+        room."""
+        while self.statistics(language).spares < count:
+            now = trio.current_time()
+            self._perform(self._scheduler.warm(now, language, count))
+            trouble = self._scheduler.start_trouble(language)
+            again = trouble.retry_at if trouble is not None and trouble.retry_at > now else math.inf
+            with trio.move_on_at(again):
+                await self._population_changed.park()
+
+    def clear(self, language: Language) -> int:
+        """Close the sessions of a language that nobody uses, and answer how many. The warm ones start anew."""
+        actions = self._scheduler.clear(trio.current_time(), language)
+        self._perform(actions)
+        return sum(isinstance(action, CloseSession) for action in actions)
 
     def drain(self) -> None:
         self._perform(self._scheduler.drain(trio.current_time()))

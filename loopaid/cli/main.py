@@ -34,6 +34,7 @@ _VERBS: Final = {
     "task": ("catalog:task", "Named purposes that own programs."),
     "artifact": ("catalog:artifact", "The versions of a task's program."),
     "batch": ("batches:batch", "Submit batches and look at them."),
+    "pool": ("pool:pool", "The warm sessions of each language."),
     "status": ("daemon_verbs:status", "How the daemon is."),
     "log": ("daemon_verbs:log", "The append-only log that holds the records."),
     "bench": ("daemon_verbs:bench", "Measure on this machine."),

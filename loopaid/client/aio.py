@@ -100,6 +100,9 @@ class Client:
     list_batches = _verb(Verbs.list_batches)
     wait_batch = _verb(Verbs.wait_batch)
     cancel_batch = _verb(Verbs.cancel_batch)
+    list_pools = _verb(Verbs.list_pools)
+    warm_pool = _verb(Verbs.warm_pool)
+    drain_pool = _verb(Verbs.drain_pool)
     status = _verb(Verbs.status)
     log_info = _verb(Verbs.log_info)
 

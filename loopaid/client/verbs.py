@@ -12,7 +12,7 @@ from loopaid.client.flows import Flow, call, submission
 from loopaid.client.requests import OptionArguments, batch_options, encode_input, one_of
 from loopaid.client.results import Result, result_of
 from loopaid.errors import ErrorCode
-from loopaid.model import BatchState, BatchSummary, Language, Shape
+from loopaid.model import BatchState, BatchSummary, Language, PoolStatistics, Shape
 from loopaid.wire.messages import (
     ActivateArtifact,
     ArtifactInfo,
@@ -22,14 +22,18 @@ from loopaid.wire.messages import (
     CancelBatch,
     CancelRequested,
     DaemonStatus,
+    DrainPool,
     Exec,
     ExecResult,
     GetLogInfo,
     GetStatus,
     ListArtifacts,
     ListBatches,
+    ListPools,
     ListTasks,
     LogInfo,
+    PoolDrained,
+    PoolList,
     PushArtifact,
     PutTask,
     ShowArtifact,
@@ -38,6 +42,7 @@ from loopaid.wire.messages import (
     TaskInfo,
     TaskList,
     WaitBatch,
+    WarmPool,
 )
 
 
@@ -175,6 +180,23 @@ class Verbs:
     def cancel_batch(self, batch_id: str, reason: str = "") -> Flow[CancelRequested]:
         """Ask for the end of a batch; items that run are stopped, the others never begin."""
         return call(CancelBatch(batch_id=batch_id, reason=reason), CancelRequested)
+
+    # --- pools
+
+    def list_pools(self) -> Flow[list[PoolStatistics]]:
+        """The sessions of each language, counted."""
+        reply = yield from call(ListPools(), PoolList)
+        return reply.pools
+
+    def warm_pool(self, language: str, count: int = 1) -> Flow[PoolStatistics]:
+        """Wait until `count` sessions are ready for whoever comes next; POOL_EXHAUSTED when they are not in time."""
+        known = one_of(Language, language, "language", ErrorCode.UNSUPPORTED_LANGUAGE)
+        return call(WarmPool(language=known, count=count), PoolStatistics)
+
+    def drain_pool(self, language: str | None = None) -> Flow[PoolDrained]:
+        """Close the sessions that nobody uses, of one language or of all. Those that are kept warm start anew."""
+        known = None if language is None else one_of(Language, language, "language", ErrorCode.UNSUPPORTED_LANGUAGE)
+        return call(DrainPool(language=known), PoolDrained)
 
     # --- the daemon
 

@@ -160,12 +160,16 @@ class Scheduler:
             Round(self._ledger, now).warm(self._ledger.pools[language], count)
         return self._decide(now)
 
+    def clear(self, now: float, language: str) -> list[Action]:
+        """Close every session of a language that nobody holds. The warm spares are started anew."""
+        self._close_unused(self._ledger.pools[language])
+        return self._decide(now)
+
     def drain(self, now: float) -> list[Action]:
         """Grant and start nothing any more, close what is idle, and ask for all leases back."""
         self._draining = True
         for pool in self._ledger.pools.values():
-            for session in [*pool.idle.values(), *pool.spares.values()]:
-                self._ledger.close(session, CloseReason.DRAIN)
+            self._close_unused(pool)
             for session in list(pool.active.values()):
                 self._ledger.ask_back(session, YieldReason.DRAIN)
         return self._decide(now)
@@ -237,6 +241,10 @@ class Scheduler:
         pool.retry_at = now + (pool.budget.delay_max_s if delay is None else delay)
         if delay is None:
             self._refuse(pool, now, reason)
+
+    def _close_unused(self, pool: Pool) -> None:
+        for session in [*pool.idle.values(), *pool.spares.values()]:
+            self._ledger.close(session, CloseReason.DRAIN)
 
     def _refuse(self, pool: Pool, now: float, reason: str) -> None:
         served = {session.key for session in pool.sessions.values()}

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from loopaid.model import BatchSummary
+from loopaid.model import BatchSummary, PoolStatistics
 from loopaid.wire.messages import (
     ActivateArtifact,
     AddItems,
@@ -19,6 +19,7 @@ from loopaid.wire.messages import (
     CancelRequested,
     CloseBatch,
     DaemonStatus,
+    DrainPool,
     Exec,
     ExecResult,
     GetLogInfo,
@@ -26,9 +27,12 @@ from loopaid.wire.messages import (
     ItemsDurable,
     ListArtifacts,
     ListBatches,
+    ListPools,
     ListTasks,
     LogInfo,
     OpenBatch,
+    PoolDrained,
+    PoolList,
     PushArtifact,
     PutTask,
     Request,
@@ -40,6 +44,7 @@ from loopaid.wire.messages import (
     TaskInfo,
     TaskList,
     WaitBatch,
+    WarmPool,
 )
 
 REPLY_TYPES: Final[dict[type[Request], type[msgspec.Struct]]] = {
@@ -60,6 +65,9 @@ REPLY_TYPES: Final[dict[type[Request], type[msgspec.Struct]]] = {
     Results: BatchSummary,
     WaitBatch: BatchSummary,
     CancelBatch: CancelRequested,
+    ListPools: PoolList,
+    WarmPool: PoolStatistics,
+    DrainPool: PoolDrained,
     GetStatus: DaemonStatus,
     GetLogInfo: LogInfo,
 }

@@ -187,6 +187,26 @@ class CancelBatch(Request, frozen=True, tag="batch.cancel"):
     reason: Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)] = ""
 
 
+# --- pools
+
+
+class ListPools(Request, frozen=True, tag="pool.list"):
+    pass
+
+
+class WarmPool(Request, frozen=True, tag="pool.warm"):
+    """Have `count` sessions ready for whoever comes next; POOL_EXHAUSTED if there is no room in time."""
+
+    language: Language
+    count: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
+class DrainPool(Request, frozen=True, tag="pool.drain"):
+    """Close the sessions that nobody uses, of one language or of all."""
+
+    language: Language | None = None
+
+
 # --- the daemon itself
 
 
@@ -216,6 +236,9 @@ AnyRequest = (
     | Results
     | WaitBatch
     | CancelBatch
+    | ListPools
+    | WarmPool
+    | DrainPool
     | GetStatus
     | GetLogInfo
 )
@@ -286,6 +309,17 @@ class BatchList(Reply, frozen=True):
 class CancelRequested(Reply, frozen=True):
     batch_id: str
     state: BatchState
+
+
+class PoolList(Reply, frozen=True):
+    pools: list[PoolStatistics]
+
+
+class PoolDrained(Reply, frozen=True):
+    """`closed` sessions were told to end; those at work go on."""
+
+    closed: int
+    pools: list[PoolStatistics]
 
 
 class LogInfo(Reply, frozen=True):

@@ -273,3 +273,37 @@ async def test_a_language_whose_sessions_do_not_start_is_a_problem_until_one_doe
     await small.ended(batch)
     assert batch.state is BatchState.DONE
     assert small.daemon.pools.problem(Language.PYTHON) is None
+
+
+@pytest.mark.settings(pool__sessions_max=3, pool__python__warm_min=0)
+async def test_a_pool_is_warm_when_the_spares_are_there(small: SmallDaemon, autojump_clock: MockClock) -> None:
+    pools = small.daemon.pools
+    await pools.warm(Language.PYTHON, 2)
+    assert (small.pool.spares, small.pool.total) == (2, 2)
+    await pools.warm(Language.PYTHON, 1)
+    assert small.pool.created == 2
+
+
+@pytest.mark.settings(pool__sessions_max=2, pool__python__warm_min=0)
+async def test_warming_waits_for_room_and_takes_it(small: SmallDaemon, autojump_clock: MockClock) -> None:
+    pools = small.daemon.pools
+    await small.run([1, 2], max_concurrency=2)
+    idle = small.pool.idle
+    with trio.move_on_after(60) as waiting:
+        await pools.warm(Language.PYTHON, 2)
+    assert waiting.cancelled_caught
+    assert small.pool.idle == idle
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(pools.warm, Language.PYTHON, 2)
+        await trio.sleep(1)
+        assert pools.clear(Language.PYTHON) == small.pool.stopping > 0
+    assert (small.pool.spares, small.pool.idle) == (2, 0)
+    assert_adds_up(small)
+
+
+@pytest.mark.settings(pool__python__warm_min=0)
+async def test_warming_outlasts_a_start_that_fails(small: SmallDaemon, autojump_clock: MockClock) -> None:
+    small.provider.start_failures += ["no luck", "no luck"]
+    await small.daemon.pools.warm(Language.PYTHON, 1)
+    assert small.pool.spares == 1

@@ -31,6 +31,7 @@ from loopaid.wire.messages import (
     CancelRequested,
     DaemonStatus,
     LogInfo,
+    PoolDrained,
     ResultBlock,
     StreamStart,
     TaskInfo,
@@ -39,6 +40,7 @@ from loopaid.wire.rows import Block, Extra, Row
 
 NOON = 1_706_702_400.0
 """2024-01-31T12:00:00Z."""
+POOL = PoolStatistics(language="python", size_max=20, total=1, idle=1, created=1)
 FAILED = Extra(error=ProgramError("ValueError", "no such category", "Traceback ...\nValueError"), stdout="looked\n")
 
 
@@ -216,6 +218,18 @@ class FakeClient:
         self._called("cancel_batch", batch_id, reason)
         return CancelRequested(batch_id="b17", state=BatchState.RUNNING)
 
+    def list_pools(self) -> list[PoolStatistics]:
+        self._called("list_pools")
+        return [POOL]
+
+    def warm_pool(self, language: str, count: int) -> PoolStatistics:
+        self._called("warm_pool", language, count)
+        return POOL
+
+    def drain_pool(self, language: str | None = None) -> PoolDrained:
+        self._called("drain_pool", language)
+        return PoolDrained(closed=2, pools=[POOL])
+
     def log_info(self) -> LogInfo:
         self._called("log_info")
         return _log()
@@ -234,7 +248,7 @@ class FakeClient:
             batches_by_state={"done": 2},
             connections=1,
             rss_bytes=40_000_000,
-            pools=[PoolStatistics(language="python", size_max=20, total=1, idle=1, created=1)],
+            pools=[POOL],
             log=_log(),
         )
 

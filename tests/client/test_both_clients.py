@@ -19,7 +19,7 @@ import trio
 from loopaid.client import BlockingClient, Client, open_client
 from loopaid.client.places import unreachable
 from loopaid.errors import DaemonUnreachable, ErrorCode, ErrorInfo, LoopaidError
-from loopaid.model import BatchState, BatchSummary, Language, RequestedOptions, Shape
+from loopaid.model import BatchState, BatchSummary, Language, PoolStatistics, RequestedOptions, Shape
 from loopaid.wire.frames import FrameKind, encode_frame
 from loopaid.wire.messages import (
     ActivateArtifact,
@@ -29,6 +29,7 @@ from loopaid.wire.messages import (
     BatchList,
     CancelBatch,
     CancelRequested,
+    DrainPool,
     EncodedExecResult,
     Exec,
     GetLogInfo,
@@ -36,8 +37,11 @@ from loopaid.wire.messages import (
     ItemsChunk,
     ListArtifacts,
     ListBatches,
+    ListPools,
     ListTasks,
     LogInfo,
+    PoolDrained,
+    PoolList,
     PushArtifact,
     PutTask,
     ShowArtifact,
@@ -47,6 +51,7 @@ from loopaid.wire.messages import (
     TaskInfo,
     TaskList,
     WaitBatch,
+    WarmPool,
     encode,
 )
 
@@ -65,6 +70,8 @@ ARTIFACT = ArtifactInfo(
 )
 ACCEPTED = BatchAccepted(batch_id="b1", total=2, state=BatchState.QUEUED, durability="durable")
 CANCELLED = CancelRequested(batch_id="b1", state=BatchState.CANCELLED)
+POOL = PoolStatistics(language="python", size_max=20, total=1, spares=1)
+DRAINED = PoolDrained(closed=1, pools=[POOL])
 LOG = LogInfo(
     directory="/x",
     durability="durable",
@@ -143,6 +150,10 @@ VERBS = [
         [],
     ),
     ("cancel_batch", ["b1", "enough"], {}, CancelBatch(batch_id="b1", reason="enough"), CANCELLED, CANCELLED),
+    ("list_pools", [], {}, ListPools(), PoolList(pools=[POOL]), [POOL]),
+    ("warm_pool", ["python", 3], {}, WarmPool(language=Language.PYTHON, count=3), POOL, POOL),
+    ("drain_pool", [], {}, DrainPool(), DRAINED, DRAINED),
+    ("drain_pool", ["python"], {}, DrainPool(language=Language.PYTHON), DRAINED, DRAINED),
     ("log_info", [], {}, GetLogInfo(), LOG, LOG),
 ]
 
@@ -204,6 +215,8 @@ async def test_a_refusal_is_raised_as_it_was_told(serve: Any, ask: Ask) -> None:
     [
         ("push_artifact", ["t", ""], {"language": "cobol"}, "UNSUPPORTED_LANGUAGE", "language"),
         ("push_artifact", ["t", ""], {"shape": "round"}, "INVALID_REQUEST", "shape"),
+        ("warm_pool", ["cobol"], {}, "UNSUPPORTED_LANGUAGE", "language"),
+        ("drain_pool", ["cobol"], {}, "UNSUPPORTED_LANGUAGE", "language"),
         ("list_batches", [], {"state": "lost"}, "INVALID_REQUEST", "state"),
         ("submit_batch", ["t", [1]], {"max_concurrency": 0}, "INVALID_CONCURRENCY", "options.max_concurrency"),
         ("exec", ["t", float("nan")], {}, "INVALID_REQUEST", "input"),

@@ -95,6 +95,9 @@ class Play:
     def warm(self, language: str, count: int) -> list[str]:
         return self._told(self.scheduler.warm(self.now, language, count))
 
+    def clear(self, language: str) -> list[str]:
+        return self._told(self.scheduler.clear(self.now, language))
+
     def drain(self) -> list[str]:
         return self._told(self.scheduler.drain(self.now))
 

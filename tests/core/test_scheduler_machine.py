@@ -288,6 +288,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def somebody_warms_a_pool(self, language: str, count: int) -> None:
         self.world.apply(self.world.scheduler.warm(self.world.now, language, count))
 
+    @rule(language=st.sampled_from(LANGUAGES))
+    def somebody_clears_a_pool(self, language: str) -> None:
+        self.world.apply(self.world.scheduler.clear(self.world.now, language))
+        assert not self.world.at("idle")
+
     @rule(seconds=st.sampled_from([0.001, 0.5, 3.0, 30.0, 400.0]))
     def time_passes(self, seconds: float) -> None:
         """Whoever drives the scheduler keeps its deadline, and before that there is nothing to do."""

@@ -62,6 +62,18 @@ def test_an_active_session_is_asked_back_at_the_end_of_its_lifetime(new_play: An
     assert play.at(61).release("python-1") == ["close python-1: lifetime", "start python-2"]
 
 
+def test_a_cleared_pool_keeps_what_is_held_and_starts_its_spares_anew(new_play: Any) -> None:
+    play = new_play(python=4, warm=1)
+    play.hold("a", "A")
+    play.hold("b", "B")
+    play.withdraw("b")
+    play.release("python-2")
+    assert play.counts() == {"active": 1, "idle": 1, "spares": 1}
+    assert play.clear("python") == ["close python-2: drain", "close python-3: drain", "start python-4"]
+    assert play.counts() == {"active": 1, "stopping": 2, "starting": 1}
+    assert play.clear("javascript") == []
+
+
 def test_spares_beyond_the_warm_ones_expire(new_play: Any) -> None:
     play = new_play(python=3, warm=1, idle_timeout_s=100)
     assert play.tick() == ["start python-1"]

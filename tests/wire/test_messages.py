@@ -34,7 +34,14 @@ REQUEST_TYPES: tuple[type[Request], ...] = get_args(AnyRequest)
 
 def minimal(request_type: type[Request]) -> Request:
     """A request with a value for every field that has no default."""
-    values = {"items": (0, 1, b"1", None, []), "source": "pass", "input": b"1", "version": 1, "total": 1}
+    values = {
+        "items": (0, 1, b"1", None, []),
+        "source": "pass",
+        "input": b"1",
+        "version": 1,
+        "total": 1,
+        "language": "go",
+    }
     required = [f.name for f in msgspec.structs.fields(request_type) if f.required]
     return msgspec.convert({name: values.get(name, "x") for name in required}, request_type)
 

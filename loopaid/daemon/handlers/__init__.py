@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from loopaid.daemon.handlers import batches, catalog, results, status
+from loopaid.daemon.handlers import batches, catalog, pools, results, status
 from loopaid.wire import messages as m
 
 if TYPE_CHECKING:
@@ -51,6 +51,12 @@ def dispatch(daemon: Daemon, listener: Listener, call: Call, request: m.AnyReque
             return batches.cancel_batch(daemon, call, request)
         case m.Results():
             return results.stream_results(daemon, call, request)
+        case m.ListPools():
+            return pools.list_pools(daemon)
+        case m.WarmPool():
+            return pools.warm_pool(daemon, call, request)
+        case m.DrainPool():
+            return pools.drain_pool(daemon, call, request)
         case m.GetStatus():
             return status.get_status(daemon, listener)
         case m.GetLogInfo():

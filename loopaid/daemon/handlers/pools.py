@@ -1,0 +1,65 @@
+"""The pools of warm sessions, which all users share: anybody may look, an admin warms and drains them."""
+
+from __future__ import annotations
+
+import trio
+
+from loopaid.daemon.app import Daemon
+from loopaid.daemon.connection import Call
+from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.model import Language, PoolStatistics
+from loopaid.wire import messages as m
+
+
+def list_pools(daemon: Daemon) -> m.PoolList:
+    return m.PoolList(pools=_statistics(daemon))
+
+
+async def warm_pool(daemon: Daemon, call: Call, request: m.WarmPool) -> PoolStatistics:
+    _check_admin(call)
+    language, count = _known(daemon, request.language), request.count
+    if (problem := daemon.provider.problem(language)) is not None:
+        raise LoopaidError.from_info(problem)
+    room = min(daemon.pools.statistics(language).size_max, daemon.config.pool.sessions_max)
+    if count > room:
+        raise LoopaidError(
+            ErrorCode.INVALID_REQUEST, f"a pool of {language} has at most {room} sessions, not {count}", path="count"
+        )
+    wait_s = daemon.config.pool.lease_wait_ms / 1000
+    with trio.move_on_after(wait_s):
+        await daemon.pools.warm(language, count)
+        return daemon.pools.statistics(language)
+    pool = daemon.pools.statistics(language)
+    why = daemon.pools.problem(language) or (
+        f"{pool.starting} are starting, {pool.active} in use, {pool.idle} kept for their programs (`loopai pool drain`)"
+    )
+    raise LoopaidError(
+        ErrorCode.POOL_EXHAUSTED,
+        f"{pool.spares} of {count} sessions were ready after {wait_s:g} s: {why}",
+        retry_after_ms=int(wait_s * 1000),
+    )
+
+
+def drain_pool(daemon: Daemon, call: Call, request: m.DrainPool) -> m.PoolDrained:
+    _check_admin(call)
+    languages = daemon.pools.languages if request.language is None else [_known(daemon, request.language)]
+    closed = sum(map(daemon.pools.clear, languages))
+    return m.PoolDrained(closed=closed, pools=_statistics(daemon))
+
+
+def _statistics(daemon: Daemon) -> list[PoolStatistics]:
+    return [daemon.pools.statistics(language) for language in daemon.pools.languages]
+
+
+def _known(daemon: Daemon, language: Language) -> Language:
+    if language not in daemon.pools.languages:
+        known = ", ".join(daemon.pools.languages)
+        raise LoopaidError(
+            ErrorCode.UNSUPPORTED_LANGUAGE, f"there is no pool of {language}, but of {known}", path="language"
+        )
+    return language
+
+
+def _check_admin(call: Call) -> None:
+    if not call.peer.is_admin:
+        raise LoopaidError(ErrorCode.NOT_PERMITTED, "the pools belong to all users: this takes an admin")
