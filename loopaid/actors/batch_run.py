@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S: Final = 30.0
 """For a program's own imports and tables. An endless loop at module level costs this once."""
+IDLE_DEATHS_MAX: Final = 200
+"""So many sessions in a row, dead before they were given anything, are no accident that befell a pool."""
 CANCEL_GRACE_S: Final = 0.5
 """How long running items may still finish after a cancel."""
 SILENCE_S: Final = 0.1
@@ -63,6 +65,7 @@ class BatchRun:
         self._held = 0
         self._claimed = (0, 0)
         self._lost_while_loading = 0
+        self._idle_deaths = 0
         self._returned = trio.Event()
 
     def __repr__(self) -> str:
@@ -259,6 +262,7 @@ class BatchRun:
 
     def deliver(self, delivery: Delivery, position: int, encoded: bytes, rows: list[Row]) -> None:
         """Record rows of a window, which begin at its item `position`."""
+        self._idle_deaths = 0
         latencies = [row.latency_us for row in rows]
         statuses = [row.status for row in rows]
         block = rows_block(
@@ -291,6 +295,9 @@ class BatchRun:
 
     def _session_ended(self, lease: Lease, ended: SessionEnded) -> None:
         progress = self._progress
+        if not ended.begun:
+            self._died_idle(lease.session.id, ended.reason)
+            return
         if lease.digest == "" or lease.session.id not in self._windows:
             self._ended_while_loading(lease, ended)
             return
@@ -301,11 +308,19 @@ class BatchRun:
             else:
                 self._perform([action])
 
+    def _died_idle(self, session_id: str, reason: str) -> None:
+        """It costs no item an attempt, and the batch nothing but another session."""
+        self._perform(self._progress.on_window_end(session_id))
+        self._idle_deaths += 1
+        if self._idle_deaths > IDLE_DEATHS_MAX:
+            self._refused(reason)
+
     def _ended_while_loading(self, lease: Lease, ended: SessionEnded) -> None:
         self._lost_while_loading += 1
         if ended.by in (EndedBy.PROGRAM, EndedBy.LIMIT):
-            error = ended.extra.error or ProgramError("LoadFailed", ended.reason)
-            self._perform(self._progress.on_load_failed(lease.session.id, error))
+            error, extra = ended.extra.error or ProgramError("LoadFailed", ended.reason), ended.extra
+            failure = LoadFailed(error, extra.stdout, extra.stderr)
+            self._perform(self._progress.on_load_failed(lease.session.id, failure.error))
         elif self._lost_while_loading >= self._around.attempts_max:
             self._refused(ended.reason)
 

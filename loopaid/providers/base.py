@@ -68,7 +68,8 @@ class EndedBy(enum.Enum):
 class SessionEnded(Exception):
     """The environment is gone. `done` items of the window under way had rows, which were delivered.
 
-    `status`, `error`, `latency_us` and `extra` (captured output) describe the item that was running.
+    `status`, `error`, `latency_us` and `extra` (captured output) describe the item that was running. Without `begun`
+    the session had died while it was idle, and nothing of what it was asked has reached it.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class SessionEnded(Exception):
         extra: Extra | None = None,
         latency_us: int = 0,
         reason: str = "",
+        begun: bool = True,
     ) -> None:
         super().__init__(reason or by.value)
         self.by = by
+        self.begun = begun
         self.done = done
         self.status = status
         self.extra = extra or Extra(error=ProgramError("SessionLost", reason))
@@ -91,11 +94,15 @@ class SessionEnded(Exception):
 
 
 class LoadFailed(Exception):
-    """The program cannot run at all; the session stays usable for nothing else and is closed."""
+    """The program cannot run at all; the session stays usable for nothing else and is closed.
 
-    def __init__(self, error: ProgramError) -> None:
+    What it printed meanwhile stands behind the traceback: it belongs to none of the items that share this error.
+    """
+
+    def __init__(self, error: ProgramError, stdout: str = "", stderr: str = "") -> None:
         super().__init__(error.message)
-        self.error = error
+        printed = "".join(f"\n{name}:\n{text}" for name, text in (("stdout", stdout), ("stderr", stderr)) if text)
+        self.error = msgspec.structs.replace(error, traceback=error.traceback + printed)
 
 
 class StartFailed(Exception):

@@ -39,7 +39,8 @@ KILL_GRACE_S: Final = 0.1
 class Do(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What becomes of an item: it takes `ms`; then its session is killed from outside if it is one of the first
     `killed` attempts, or ends with `exit_code`; else it has `status`, and `value` as output if that is ok. `taints`:
-    the session must not be used again."""
+    the session must not be used again. `dies_behind`: it is killed from outside once this item has its row and, as
+    the last one of its window, left it idle."""
 
     ms: float = 0.0
     killed: int = 0
@@ -47,16 +48,19 @@ class Do(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status: ItemStatus = ItemStatus.OK
     value: object = None
     taints: bool = False
+    dies_behind: bool = False
 
 
 class Loading(msgspec.Struct, frozen=True):
     """What becomes of loading a source: it takes `ms`; then the session is killed from outside if it is one of the
-    first `killed` tries of all sessions, or ends with `exit_code`, or the program is refused with `error`."""
+    first `killed` tries of all sessions, or ends with `exit_code`, or the program is refused with `error`. With
+    `dies_behind` all is well, but then it is killed from outside before it is given an item."""
 
     ms: float = 0.0
     killed: int = 0
     exit_code: int | None = None
     error: str | None = None
+    dies_behind: bool = False
 
 
 class FakeProvider:
@@ -164,6 +168,8 @@ class FakeSession:
             if loading.error is not None:
                 raise LoadFailed(ProgramError("SyntaxError", loading.error))
             self.program = program
+        if loading.dies_behind:
+            self.die()
 
     async def run(self, window: Window, deliver: Deliver) -> WindowEnd:
         assert self.program is not None, "a window before the program"
@@ -180,6 +186,8 @@ class FakeSession:
                 tainted |= do.taints
                 if self._stop or (window.stop_on_error and do.status is not ItemStatus.OK):
                     return WindowEnd(position + 1, tainted, 1 << 20)
+        if do.dies_behind:
+            self.die()
         return WindowEnd(window.count, tainted, 1 << 20)
 
     def request_stop(self) -> None:
@@ -209,7 +217,7 @@ class FakeSession:
     def _used(self) -> Iterator[None]:
         assert not self._in_use, "two calls at a time"
         if self._ended is not None:
-            raise SessionEnded(self._ended[0], reason=self._ended[1])
+            raise SessionEnded(self._ended[0], reason=self._ended[1], begun=False)
         self._in_use, self._stop = True, False
         try:
             yield

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from loopaid.actors.batch_run import CANCEL_GRACE_S
+from loopaid.actors.batch_run import CANCEL_GRACE_S, IDLE_DEATHS_MAX
 from loopaid.model import BatchState, Item
 from loopaid.testing.fake_provider import KILL_GRACE_S, Loading
 from loopaid.testing.small_daemon import PROGRAM, SmallDaemon
@@ -167,6 +167,26 @@ async def test_sessions_lost_whenever_they_load_fail_the_batch_for_a_reason_of_o
     assert batch.state is BatchState.FAILED
     assert small.statuses(batch) == ["session_lost", "session_lost"]
     assert batch.reason == "no session can be started: killed by SIGKILL from outside"
+
+
+async def test_a_session_that_died_while_it_was_idle_costs_no_item_an_attempt(
+    small: SmallDaemon, autojump_clock: MockClock
+) -> None:
+    batch = await small.run([{"dies_behind": True}] * 10 + [1], max_concurrency=1)
+    assert small.statuses(batch) == ["ok"] * 11
+    assert {each.attempt for each in small.outcomes(batch)} == {1}
+    assert small.pool.destroyed["ended_by_outside"] >= 3
+
+
+async def test_sessions_that_always_die_before_they_are_given_an_item_fail_the_batch(
+    small: SmallDaemon, autojump_clock: MockClock
+) -> None:
+    small.provider.loading[PROGRAM] = Loading(dies_behind=True)
+    batch = await small.run([1, 2], max_concurrency=1)
+    assert batch.state is BatchState.FAILED
+    assert small.statuses(batch) == ["session_lost", "session_lost"]
+    assert {each.attempt for each in small.outcomes(batch)} == {1}
+    assert len(small.provider.sessions) == IDLE_DEATHS_MAX + 1
 
 
 async def test_a_batch_for_which_no_session_starts_fails_and_the_next_one_runs(

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from loopaid.actors import batch_run
 from loopaid.client import Client
 from loopaid.model import BatchState, Item
 
@@ -215,6 +216,19 @@ async def test_a_program_that_cannot_be_loaded_is_a_compile_error(
     ran = await run(f"def main(n):\n    return n\n\n{top_level}\n", range(3))
     assert (ran.statuses, ran.errors) == (["compile_error"] * 3, [error] * 3)
     assert (await run("def main(n):\n    return n\n", [1], "benign")).outputs == [1]
+
+
+@pytest.mark.parametrize("end", ["1 / 0", "os._exit(3)", "while True: pass"])
+async def test_what_a_program_printed_before_its_load_failed_stands_behind_the_traceback(
+    run: Run, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_run, "LOAD_TIMEOUT_S", 0.5)
+    prints = "import os, sys\nprint('reading the tables')\nprint('no tables', file=sys.stderr)\n"
+    ran = await run(f"{prints}def main(n):\n    return n\n\n{end}\n", range(3))
+    assert ran.statuses == ["compile_error"] * 3
+    told = ran.results[2].error.traceback
+    assert told.endswith("\nstdout:\nreading the tables\n\nstderr:\nno tables\n")
+    assert ("ZeroDivisionError: division by zero" in told) == (end == "1 / 0")
 
 
 async def test_exits_and_signals_are_the_programs_error_and_name_it(run: Run) -> None:

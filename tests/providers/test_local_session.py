@@ -231,7 +231,7 @@ async def test_a_window_for_a_session_that_died_while_it_was_idle_was_not_begun(
     await driven.session.wait_gone()
     with pytest.raises(SessionEnded) as ended:
         await driven.run(b"1")
-    assert (ended.value.by, ended.value.done) == (EndedBy.OUTSIDE, 0)
+    assert (ended.value.by, ended.value.done, ended.value.begun) == (EndedBy.OUTSIDE, 0, False)
 
 
 async def test_a_window_for_a_session_that_was_closed_was_not_begun(start: Start) -> None:
@@ -239,7 +239,7 @@ async def test_a_window_for_a_session_that_was_closed_was_not_begun(start: Start
     await driven.session.aclose()
     with pytest.raises(SessionEnded) as ended:
         await driven.run(b"1")
-    assert (ended.value.by, ended.value.done) == (EndedBy.US, 0)
+    assert (ended.value.by, ended.value.done, ended.value.begun) == (EndedBy.US, 0, False)
 
 
 async def test_closing_waits_for_who_still_reads(start: Start) -> None:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from loopaid.providers.local import seccomp
+from loopaid.providers.local.process import memory_file
 from loopaid.providers.local.sandbox import SandboxSpec, build_argv, spawn_options
 from loopaid.providers.local.toolchains import PythonToolchain
 
@@ -23,8 +24,7 @@ class Sandbox:
         self.python = python
 
     def start(self, *command: str, pass_fds: tuple[int, ...] = (), filtered: bool = True) -> subprocess.Popen[bytes]:
-        fd = seccomp.open_program(seccomp.deny_program())
-        try:
+        with memory_file("seccomp", seccomp.deny_program()) as fd:
             environment = {"GREETING": "hello"}
             return subprocess.Popen(
                 build_argv(self.spec, command, environment=environment, seccomp_fd=fd if filtered else None),
@@ -34,8 +34,6 @@ class Sandbox:
                 pass_fds=[*pass_fds, *([fd] if filtered else [])],
                 **spawn_options(self.spec, environment=environment),
             )
-        finally:
-            os.close(fd)
 
     def run(self, *command: str, filtered: bool = True) -> tuple[int, bytes, bytes]:
         with self.start(*command, filtered=filtered) as process:

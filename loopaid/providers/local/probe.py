@@ -19,8 +19,9 @@ import msgspec
 
 from loopaid.errors import LoopaidError
 from loopaid.providers.local.inspection import SECCOMP, Seen, expected_tree, find_leaks
+from loopaid.providers.local.process import memory_file
 from loopaid.providers.local.sandbox import UNPRIVILEGED_ID, SandboxSpec, build_argv, spawn_options
-from loopaid.providers.local.seccomp import deny_program, open_program
+from loopaid.providers.local.seccomp import deny_program
 from loopaid.providers.local.toolchains import INSTALL_BWRAP, BwrapUnusable, PythonToolchain
 
 SECONDS_MAX: Final = 20.0  # it takes 0.1 s; a machine that is swapping at boot is not a broken sandbox
@@ -157,8 +158,7 @@ def report_missing(error: BwrapUnusable) -> ProbeReport:
 
 def _run(spec: SandboxSpec, executable: str, secret: str) -> subprocess.CompletedProcess[bytes]:
     command = [executable, "-I", "-S", "-c", _PROGRAM.read_text(encoding="utf-8"), secret, *expected_tree(spec)]
-    seccomp_fd = open_program(deny_program())
-    try:
+    with memory_file("seccomp", deny_program()) as seccomp_fd:
         return subprocess.run(
             build_argv(spec, command, environment=_ENVIRONMENT, seccomp_fd=seccomp_fd),
             capture_output=True,
@@ -168,8 +168,6 @@ def _run(spec: SandboxSpec, executable: str, secret: str) -> subprocess.Complete
             timeout=SECONDS_MAX,
             **spawn_options(spec, environment=_ENVIRONMENT),
         )
-    finally:
-        os.close(seccomp_fd)
 
 
 def _classify(status: int, said: str) -> ProbeReason:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from typing import Final
 
 import trio
@@ -18,6 +19,18 @@ KILL_GRACE_S: Final = 0.1
 """An item that ends within its time must not be killed because its row was read late."""
 END_DEADLINE_S: Final = 5.0
 """From SIGKILL to the last pipe's end. The kernel needs 10 ms; a machine that swaps may need a second."""
+
+
+@contextlib.contextmanager
+def memory_file(name: str, content: bytes) -> Iterator[int]:
+    """A file descriptor that reads as `content` to the process that inherits it."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        os.write(fd, content)
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class Capture:

@@ -43,7 +43,6 @@ class Ready(msgspec.Struct):
 class End(msgspec.Struct):
     done: int
     tainted: bool
-    cpu_s: float
     rss_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
@@ -51,6 +50,8 @@ class Failure(msgspec.Struct):
     type: str
     message: str
     traceback: str = ""
+    stdout: str = ""
+    stderr: str = ""
 
 
 class SessionLimits(msgspec.Struct, frozen=True):

@@ -26,7 +26,7 @@ from loopaid.model import Language
 from loopaid.providers.base import SessionEnded, StartFailed
 from loopaid.providers.local.orphans import end_orphans
 from loopaid.providers.local.parts import Parts, find_parts
-from loopaid.providers.local.process import Capture, SandboxProcess
+from loopaid.providers.local.process import Capture, SandboxProcess, memory_file
 from loopaid.providers.local.protocol import SessionLimits
 from loopaid.providers.local.sandbox import build_argv, spawn_options
 from loopaid.providers.local.seccomp import deny_program
@@ -106,7 +106,8 @@ class LocalProvider:
             for fd in (up, rows, down):
                 os.set_blocking(fd, False)
             inherited = [down_theirs, up_theirs, rows_theirs]
-            files = [_memory_file("seccomp", self._seccomp, theirs), _memory_file("harness", self._harness, theirs)]
+            contents = {"seccomp": self._seccomp, "harness": self._harness}
+            files = [theirs.enter_context(memory_file(name, content)) for name, content in contents.items()]
             try:
                 process = subprocess.Popen(
                     self._argv(toolchain, inherited, *files),
@@ -192,14 +193,6 @@ def _capture_file(name: str, owner: contextlib.ExitStack) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     owner.callback(os.close, fd)
     fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
-    return fd
-
-
-def _memory_file(name: str, content: bytes, owner: contextlib.ExitStack) -> int:
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    owner.callback(os.close, fd)
-    os.write(fd, content)
-    os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
 

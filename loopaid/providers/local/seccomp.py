@@ -10,7 +10,6 @@ seccomp(2); struct seccomp_data is {int nr; u32 arch; u64 ip; u64 args[6]}, litt
 from __future__ import annotations
 
 import errno
-import os
 import platform
 import struct
 from typing import Final, NamedTuple
@@ -137,14 +136,6 @@ def deny_program(machine: str | None = None) -> bytes:
             "run programs on such a machine or through another provider",
         )
     return _assemble(_MACHINES[name])
-
-
-def open_program(program: bytes) -> int:
-    """A file descriptor that reads as `program`, for one start of bwrap. The caller closes it."""
-    fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
-    os.write(fd, program)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 class _Op(NamedTuple):

@@ -118,7 +118,7 @@ class LocalSession:
             failure = decode_payload(payload, Failure)
         except ProtocolViolation as error:
             await self._violation(str(error), done=0)
-        raise LoadFailed(ProgramError(failure.type, failure.message, failure.traceback))
+        raise LoadFailed(ProgramError(failure.type, failure.message, failure.traceback), failure.stdout, failure.stderr)
 
     def request_stop(self) -> None:
         if self._writing:
@@ -223,14 +223,15 @@ class LocalSession:
     async def _expect_silence(self) -> None:
         """Between two windows nothing is due. Who ended there ended while no item was running."""
         if self._closed:
-            raise SessionEnded(EndedBy.US, reason="closed")
+            raise SessionEnded(EndedBy.US, reason="closed", begun=False)
         events = self._epoll.poll(0)
         if any(event & select.EPOLLIN for _, event in events):
             await self._violation("it spoke before it was asked", done=0)
         if events or self._process.reap() is not None:
             await self._process.wait_exit()
             by = EndedBy.US if self._killed else EndedBy.OUTSIDE
-            raise SessionEnded(by, reason=f"it ended while it was idle: {self._process.describe_exit()[1]}")
+            reason = f"it ended while it was idle: {self._process.describe_exit()[1]}"
+            raise SessionEnded(by, reason=reason, begun=False)
 
     async def _expect_exit(self) -> None:
         """A dying process closes its pipes one after the other; one that closes only some of them disturbs."""

@@ -276,6 +276,8 @@ class Harness:
         except BaseException as error:  # the program's own code runs at load
             failure = describe_error(error)
             del error
+            for name, capture in (("stdout", self.stdout), ("stderr", self.stderr)):
+                failure[name] = capture.take()[0][:TRACEBACK_CHARS_MAX]
             self.send(LOAD_FAILED, failure)
             return
         self.stdout.take()
@@ -332,18 +334,10 @@ class Harness:
         window["digest"] = self.digest
         self.context.__dict__["_window"] = window
         done, tainted = self.run_items(window, str(payload[meta_end:], "utf-8"))
-        usage = resource.getrusage(resource.RUSAGE_SELF)
         if self.sweeps and self.sweep():
             tainted = True
-        self.send(
-            END,
-            {
-                "done": done,
-                "tainted": tainted,
-                "cpu_s": usage.ru_utime + usage.ru_stime,
-                "rss_bytes": usage.ru_maxrss * 1024,
-            },
-        )
+        rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.send(END, {"done": done, "tainted": tainted, "rss_bytes": rss_bytes})
 
     def run_items(self, window, text):
         # Everything on the item's path is a local name: this loop is what a trivial item costs.
