@@ -71,7 +71,7 @@ class LogSection(Section, frozen=True):
 
 
 class ExecutionSection(Section, frozen=True):
-    provider: Literal["local"] = "local"
+    provider: Literal["local", "standard"] = "local"
     isolation: Isolation = Isolation.SESSION
     timeout_ms: Annotated[int, Meta(ge=1, le=TIMEOUT_MS_MAX)] = 30_000
     attempts_max: Annotated[int, Meta(ge=1, le=100)] = 3

@@ -131,8 +131,19 @@ class RequestedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     provider: str | None = None
 
     def over(self, defaults: BatchOptions) -> BatchOptions:
-        """These options, and for the others the defaults. Raises LoopaidError for a value outside its range."""
+        """These options, and for the others the defaults. Raises LoopaidError for a value outside its range.
+
+        The provider `standard` is another word for local sessions at isolation `process`.
+        """
         named = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+        if self.provider == "standard":
+            if self.isolation not in (None, Isolation.PROCESS):
+                raise LoopaidError(
+                    ErrorCode.UNSUPPORTED_ISOLATION,
+                    f"provider `standard` means isolation `process`, not `{self.isolation}`",
+                    path="options.isolation",
+                )
+            named |= {"provider": "local", "isolation": Isolation.PROCESS}
         options = msgspec.structs.replace(defaults, **named)
         options.check()
         return options

@@ -19,7 +19,7 @@ from loopaid.actors.pools import Lease, Refused
 from loopaid.core.batch import Action, BatchProgress, Finish, RecordItem, RecordRange, StopSessions
 from loopaid.core.claims import SessionKey
 from loopaid.core.window import OVERDUE, TARGET_S, WindowSizer
-from loopaid.model import STATUSES, BatchState, ItemStatus, ProgramError
+from loopaid.model import STATUSES, BatchState, Isolation, ItemStatus, ProgramError
 from loopaid.providers.base import EndedBy, LoadFailed, Program, Session, SessionEnded, Window
 from loopaid.wire.rows import Extra, Row, pack_row, range_block, rows_block
 
@@ -132,8 +132,9 @@ class BatchRun:
         wanted = min(self._batch.options.max_concurrency, len(self._windows) + waiting)
         item_s = self._sizer.item_s or 0.0
         cost_s = max(self._around.pools.start_cost_s(self._batch.language), 0.001)
-        # The n-th session saves work / (n - 1) - work / n seconds.
-        worthwhile = max(1, self._held)
+        isolation = self._batch.options.isolation
+        # The n-th session saves work / (n - 1) - work / n seconds; where each item needs one anyway it costs nothing.
+        worthwhile = wanted if isolation is Isolation.PROCESS else max(1, self._held)
         while worthwhile < wanted and waiting * item_s > cost_s * worthwhile * (worthwhile + 1):
             worthwhile += 1
         if (wanted, worthwhile) != self._claimed:
@@ -141,7 +142,7 @@ class BatchRun:
             self._around.pools.claim(
                 self._batch.id,
                 language=self._batch.language,
-                key=SessionKey(self._batch.opened.uid, self._batch.opened.digest),
+                key=SessionKey(self._batch.opened.uid, self._batch.opened.digest, isolation),
                 priority=self._batch.options.priority,
                 wanted=wanted,
                 worthwhile=worthwhile,
@@ -203,7 +204,14 @@ class BatchRun:
         artifact = self._batch.artifact
         assert artifact is not None
         if lease.digest != artifact.digest:
-            program = Program(artifact.uid, artifact.digest, artifact.language, artifact.shape, artifact.source)
+            program = Program(
+                artifact.uid,
+                artifact.digest,
+                artifact.language,
+                artifact.shape,
+                artifact.source,
+                self._batch.options.isolation,
+            )
             self._loading.add(lease.session)
             try:
                 await lease.session.load(program, timeout_s=LOAD_TIMEOUT_S)

@@ -21,7 +21,7 @@ from loopaid.actors.catalog import Catalog, check_rate
 from loopaid.actors.items import ItemIds, check_chunk, count_sampled
 from loopaid.config import Config
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import BatchOptions, Isolation, Language
+from loopaid.model import BatchOptions, Isolation, Language, RequestedOptions
 from loopaid.providers.base import Provider
 from loopaid.wire.messages import Exec, ItemsChunk, OpenBatch, SubmitBatch
 
@@ -230,22 +230,22 @@ class Intake:
 
     def _defaults(self) -> BatchOptions:
         execution = self._config.execution
-        return BatchOptions(
+        configured = RequestedOptions(
             max_concurrency=self._config.batch.max_concurrency,
             timeout_ms=execution.timeout_ms,
-            isolation=execution.isolation,
             provider=execution.provider,
         )
+        return configured.over(BatchOptions(isolation=execution.isolation))
 
     def _check_possible(self, language: Language, options: BatchOptions) -> None:
         if self.draining:
             raise LoopaidError(
                 ErrorCode.DRAINING, "the daemon is about to stop and takes no new batches", retry_after_ms=BUSY_RETRY_MS
             )
-        if options.isolation is not Isolation.SESSION or options.provider == "standard":
+        if options.isolation is Isolation.ITEM:
             raise LoopaidError(
                 ErrorCode.UNSUPPORTED_ISOLATION,
-                "this version runs batches at isolation `session` only",
+                "this version runs batches at isolation `session` or `process`",
                 path="options.isolation",
             )
         if options.provider != "local":

@@ -36,14 +36,14 @@ class Lease:
     """The right to use a session, until `Pools.release` or `Pools.lost`.
 
     `digest` is that of the program the session has loaded, "" for none; `executions` counts the items it has run,
-    of which there may be `executions_max`; `rss_bytes` is the most memory that its process had. The holder keeps them
-    up to date. When `yielding` turns true the lease is to be returned at the next boundary; the session was asked to
-    stop its window, and `on_yield` is called.
+    of which there may be `executions_max`, known from the first grant on; `rss_bytes` is the most memory that its
+    process had. The holder keeps them up to date. When `yielding` turns true the lease is to be returned at the next
+    boundary; the session was asked to stop its window, and `on_yield` is called.
     """
 
-    def __init__(self, session: Session, executions_max: int) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
-        self.executions_max = executions_max
+        self.executions_max = 0
         self.digest = ""
         self.executions = 0
         self.rss_bytes: int | None = None
@@ -128,7 +128,7 @@ class Pools:
 
     def started(self, session: Session, cost_s: float) -> None:
         log.debug("session %s started in %.0f ms", session.id, cost_s * 1000)
-        self._leases[session.id] = Lease(session, self._scheduler.executions_max)
+        self._leases[session.id] = Lease(session)
         self._perform(self._scheduler.session_started(trio.current_time(), session.id, cost_s))
         self._population_changed.unpark_all()
 
@@ -192,8 +192,8 @@ class Pools:
                     self._actors[Language(language)].order(action)
                 case CloseSession(session_id=session_id):
                     self._actors[self._leases[session_id].session.language].order(action)
-                case Grant(session_id=session_id, claim_id=claim_id):
-                    self._grant(session_id, claim_id)
+                case Grant():
+                    self._grant(action)
                 case Yield(session_id=session_id):
                     self._leases[session_id].ask_back()
                 case Refuse(claim_id=claim_id, reason=reason):
@@ -203,9 +203,10 @@ class Pools:
         if deadline is not None and deadline < self._waiting_until:
             self._wake.set()
 
-    def _grant(self, session_id: str, claim_id: str) -> None:
-        lease = self._leases[session_id]
-        on_grant = self._claimants.get(claim_id)
+    def _grant(self, grant: Grant) -> None:
+        lease = self._leases[grant.session_id]
+        lease.executions_max = grant.executions_max
+        on_grant = self._claimants.get(grant.claim_id)
         if on_grant is None:  # it left while this was being decided
             self.release(lease, executions=0, clean=True)
         else:

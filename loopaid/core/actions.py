@@ -34,10 +34,12 @@ class StartSession(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """The batch owns the lease of this session from now on, until it releases it."""
+    """The batch owns the lease of this session from now on, until it releases it. `executions_max` counts all items
+    of the session, those of earlier leases included."""
 
     session_id: str
     claim_id: str
+    executions_max: int
 
 
 class Yield(msgspec.Struct, frozen=True):

@@ -10,14 +10,17 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import Final, NamedTuple
 
+from loopaid.model import Isolation
+
 AGEING_S: Final = 10.0
 
 
 class SessionKey(NamedTuple):
-    """Whom a session serves, from its first item until it is closed."""
+    """Whom a session serves, and how, from its first item until it is closed."""
 
     uid: int
     digest: str
+    isolation: Isolation = Isolation.SESSION
 
 
 class Claim:

@@ -54,7 +54,7 @@ class Ledger:
         claim.held += 1
         pool.move(session, pool.active)
         self.queue(claim, now)
-        self.actions.append(Grant(session.id, claim.id))
+        self.actions.append(Grant(session.id, claim.id, self.limits.executions_for(claim.key)))
 
     def ask_back(self, session: Session, reason: YieldReason, meant_for: SessionKey | str | None = None) -> None:
         pool, claim = self.pools[session.language], session.claim

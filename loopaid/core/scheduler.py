@@ -177,10 +177,6 @@ class Scheduler:
     def statistics(self, language: str, now: float) -> PoolStatistics:
         return self._ledger.pools[language].statistics(now, self._ledger.free_slots)
 
-    @property
-    def executions_max(self) -> int:
-        return self._limits.executions_max
-
     def start_cost_s(self, language: str) -> float:
         """What the last start of a session took; 0.0 until there was one."""
         return self._ledger.pools[language].start_cost_s
@@ -206,7 +202,8 @@ class Scheduler:
             return CloseReason.TAINTED
         if self._draining:
             return CloseReason.DRAIN
-        if session.executions >= self._limits.executions_max:
+        assert session.key is not None
+        if session.executions >= self._limits.executions_for(session.key):
             return CloseReason.EXECUTIONS
         if now >= session.started_at + self._limits.lifetime_max_s:
             return CloseReason.LIFETIME

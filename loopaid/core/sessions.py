@@ -9,7 +9,7 @@ import msgspec
 
 from loopaid.core.claims import Claim, SessionKey, WaitQueue
 from loopaid.core.restarts import RestartBudget
-from loopaid.model import PoolStatistics
+from loopaid.model import Isolation, PoolStatistics
 
 RESIDENCE_MIN_S: Final = 1.0
 RESIDENCE_START_COSTS: Final = 20  # replacing sessions may cost a twentieth of their time, no more
@@ -32,6 +32,10 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     lifetime_max_s: float = 7200.0
     executions_max: int = 1_000_000
     slice_ms: int = 100
+
+    def executions_for(self, key: SessionKey) -> int:
+        """How many items a session may run for a key before it is replaced."""
+        return 1 if key.isolation is Isolation.PROCESS else self.executions_max
 
 
 class Session:

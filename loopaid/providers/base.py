@@ -15,18 +15,22 @@ from typing import Protocol
 import msgspec
 
 from loopaid.errors import ErrorInfo
-from loopaid.model import ItemStatus, Language, ProgramError, Shape
+from loopaid.model import Isolation, ItemStatus, Language, ProgramError, Shape
 from loopaid.wire.rows import Extra, Row
 
 
 class Program(msgspec.Struct, frozen=True):
-    """What a session serves from its first item until it is closed."""
+    """What a session serves from its first item until it is closed.
+
+    At isolation `item` the session runs every item in a process of its own. At `process` its owner gives it one item.
+    """
 
     uid: int
     digest: str
     language: Language
     shape: Shape
     source: str
+    isolation: Isolation = Isolation.SESSION
 
 
 class Window(msgspec.Struct, frozen=True, gc=False):

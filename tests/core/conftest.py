@@ -8,13 +8,14 @@ from loopaid.core.actions import Action, CloseSession, Grant, Refuse, StartSessi
 from loopaid.core.claims import SessionKey
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
+from loopaid.model import Isolation
 
 
 def told(action: Action) -> str:
     match action:
         case StartSession(session_id, _):
             return f"start {session_id}"
-        case Grant(session_id, claim_id):
+        case Grant(session_id, claim_id, _):
             return f"grant {session_id} to {claim_id}"
         case Yield(session_id, claim_id, reason):
             return f"ask {claim_id} for {session_id}: {reason}"
@@ -55,14 +56,20 @@ class Play:
         return self
 
     def claim(
-        self, who: str, program: str, wanted: int = 1, priority: int = 5, worthwhile: int | None = None
+        self,
+        who: str,
+        program: str,
+        wanted: int = 1,
+        priority: int = 5,
+        worthwhile: int | None = None,
+        isolation: Isolation = Isolation.SESSION,
     ) -> list[str]:
         return self._told(
             self.scheduler.claim(
                 self.now,
                 who,
                 language="go" if program.isdigit() else "python" if program.isupper() else "javascript",
-                key=SessionKey(1000, program),
+                key=SessionKey(1000, program, isolation),
                 priority=priority,
                 wanted=wanted,
                 worthwhile=worthwhile,

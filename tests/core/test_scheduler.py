@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from loopaid.core.actions import StartSession
 from loopaid.core.claims import SessionKey
+from loopaid.model import Isolation
 
 
 def test_a_first_claim_starts_a_session_and_is_granted_it_when_it_is_ready(new_play: Any) -> None:
@@ -68,6 +71,45 @@ def test_the_same_source_of_another_user_gets_a_session_of_its_own(new_play: Any
     key = SessionKey(1001, "A")
     actions = play.scheduler.claim(0, "b", language="python", key=key, priority=5, wanted=1)
     assert actions == [StartSession("python-2", "python")]
+
+
+@pytest.mark.parametrize("isolation", [Isolation.ITEM, Isolation.PROCESS])
+def test_the_same_program_at_another_isolation_gets_a_session_of_its_own(new_play: Any, isolation: Isolation) -> None:
+    play = new_play()
+    play.hold("a", "A")
+    play.withdraw("a")
+    play.release("python-1")
+    assert play.claim("b", "A", isolation=isolation) == ["start python-2"]
+    assert play.claim("c", "A") == ["grant python-1 to c"]
+
+
+@pytest.mark.parametrize("isolation", Isolation)
+def test_a_spare_serves_any_isolation(new_play: Any, isolation: Isolation) -> None:
+    play = new_play(warm=1)
+    play.tick()
+    play.started("python-1")
+    assert play.claim("a", "A", isolation=isolation)[0] == "grant python-1 to a"
+
+
+def test_at_isolation_process_every_item_has_a_session_of_its_own(new_play: Any) -> None:
+    play = new_play(python=3)
+    play.claim("a", "A", wanted=2, isolation=Isolation.PROCESS)
+    play.started("python-1")
+    assert play.started("python-2") == ["grant python-2 to a"]
+    assert play.release("python-1") == ["close python-1: executions", "start python-3"]
+    assert play.started("python-3") == ["grant python-3 to a"]
+    assert play.release("python-2") == ["close python-2: executions"], "no room before one of those has ended"
+    assert play.closed("python-1") == ["start python-4"]
+    assert play.scheduler.statistics("python", 0).reused == 0
+
+
+def test_at_isolation_process_a_session_that_has_run_nothing_is_as_good_as_new(new_play: Any) -> None:
+    play = new_play()
+    play.claim("a", "A", isolation=Isolation.PROCESS)
+    play.started("python-1")
+    play.withdraw("a")
+    assert play.release("python-1", executions=0) == []
+    assert play.claim("b", "A", isolation=Isolation.PROCESS) == ["grant python-1 to b"]
 
 
 def test_the_least_recently_used_idle_session_of_another_artifact_is_evicted(new_play: Any) -> None:

@@ -15,9 +15,11 @@ from loopaid.core.actions import Action, CloseSession, Grant, Refuse, StartSessi
 from loopaid.core.claims import SessionKey
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
+from loopaid.model import Isolation
 
 LANGUAGES = ("python", "javascript")
 FOREVER = 1e9
+EXECUTIONS_MAX = 20
 
 
 @dataclass
@@ -40,8 +42,13 @@ class Env:
     ordered_at: float
     place: str = "starting"  # then ready, leased, stopping
     key: SessionKey | None = None
+    executions: int = 0
     asked_back: bool = False
     holder: Batch | None = None
+
+
+def executions_for(key: SessionKey) -> int:
+    return 1 if key.isolation is Isolation.PROCESS else EXECUTIONS_MAX
 
 
 class World:
@@ -63,8 +70,10 @@ class World:
                 case StartSession(session_id, language):
                     assert session_id not in self.envs
                     self.envs[session_id] = Env(language, self.now)
-                case Grant(session_id, claim_id):
-                    self._granted(self.envs[session_id], session_id, self.batches[claim_id])
+                case Grant(session_id, claim_id, executions_max):
+                    env, batch = self.envs[session_id], self.batches[claim_id]
+                    assert env.executions < executions_max == executions_for(batch.key)
+                    self._granted(env, session_id, batch)
                 case Yield(session_id, claim_id, _):
                     env = self.envs[session_id]
                     assert env.holder is not None and env.holder.name == claim_id
@@ -89,9 +98,17 @@ class World:
 
     # What happens in the world
 
-    def claim(self, language: str, program: str, priority: int, wanted: int, worthwhile: int = 9) -> Batch:
+    def claim(
+        self,
+        language: str,
+        program: str,
+        priority: int,
+        wanted: int,
+        worthwhile: int = 9,
+        isolation: Isolation = Isolation.SESSION,
+    ) -> Batch:
         self._names += 1
-        batch = Batch(f"b{self._names}", language, SessionKey(1, f"{language} {program}"), priority, 0)
+        batch = Batch(f"b{self._names}", language, SessionKey(1, f"{language} {program}", isolation), priority, 0)
         self.batches[batch.name] = batch
         self.change(batch, priority, wanted, worthwhile)
         return batch
@@ -129,6 +146,7 @@ class World:
     def release(self, session_id: str, clean: bool = True) -> None:
         self._end_lease(session_id)
         self.envs[session_id].place = "ready"
+        self.envs[session_id].executions += 1
         self.apply(self.scheduler.release(self.now, session_id, executions=1, clean=clean))
 
     def closed(self, session_id: str) -> None:
@@ -216,7 +234,7 @@ def limits(python: int, javascript: int, together: int, warm: int) -> SchedulerL
         sessions_max=together,
         idle_timeout_s=300,
         lifetime_max_s=1000,
-        executions_max=20,
+        executions_max=EXECUTIONS_MAX,
         slice_ms=2000,
     )
 
@@ -239,9 +257,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(0, 9),
         wanted=st.integers(0, 4),
         worthwhile=st.integers(1, 4),
+        isolation=st.sampled_from(Isolation),
     )
-    def batch_arrives(self, language: str, program: str, priority: int, wanted: int, worthwhile: int) -> None:
-        self.world.claim(language, program, priority, wanted, worthwhile)
+    def batch_arrives(
+        self, language: str, program: str, priority: int, wanted: int, worthwhile: int, isolation: Isolation
+    ) -> None:
+        self.world.claim(language, program, priority, wanted, worthwhile, isolation)
 
     @precondition(lambda self: self.world.batches)
     @rule(data=st.data(), priority=st.integers(0, 9), wanted=st.integers(0, 4), worthwhile=st.integers(1, 4))

@@ -55,7 +55,7 @@ def test_every_key_is_set_by_some_test() -> None:
         pattern = re.compile(rf"\b{variable}=|LOOPAID_{variable.upper()}\b|\b{kind}Section\([^)]*\b{name}=")
         if not any(pattern.search(text) for text in texts):
             unset.append(key)
-    assert unset == ["execution.provider"]  # which has one value so far
+    assert unset == []
 
 
 @pytest.fixture
@@ -114,11 +114,10 @@ async def test_what_a_batch_does_not_say(autojump_clock: MockClock) -> None:
 
 
 async def test_the_isolation_that_a_batch_does_not_say(autojump_clock: MockClock) -> None:
-    async with open_small_daemon(config=Config(execution=ExecutionSection(isolation=Isolation.ITEM))) as small:
+    async with open_small_daemon(config=Config(execution=ExecutionSection(isolation=Isolation.PROCESS))) as small:
         await small.push()
-        with pytest.raises(LoopaidError, match="UNSUPPORTED_ISOLATION"):
-            await small.submit([1])
-        await small.run([1], isolation="session")
+        assert (await small.run([1])).options.isolation is Isolation.PROCESS
+        assert (await small.run([1], isolation="session")).options.isolation is Isolation.SESSION
 
 
 @pytest.mark.parametrize("slice_ms", [100, 2000])
