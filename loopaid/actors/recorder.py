@@ -9,22 +9,19 @@ the recorder ends with JournalPoisoned, and the daemon with it: only opening ane
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, nullcontext
+from typing import Final
 
 import trio
 
+from loopaid.actors.worker import RunBlocking, open_worker
 from loopaid.errors import ErrorCode, JournalFull, JournalPoisoned, LoopaidError
 from loopaid.journal.group import Group
 from loopaid.journal.record import Frame
 from loopaid.journal.store import Store
 
 log = logging.getLogger(__name__)
-
-RunBlocking = Callable[..., Awaitable[Any]]
-"""Runs a function that blocks, with its arguments, and is never abandoned half way."""
 
 PENDING_BYTES_MAX: Final = 32 << 20
 """Sessions get no new window while more than this waits for the disk."""
@@ -110,7 +107,7 @@ class Recorder:
     async def run(self) -> None:
         """Commit until `close` was called and nothing is left. Raises JournalPoisoned."""
         while True:
-            with trio.move_on_after(FULL_RETRY_S if self.full else math.inf):
+            with trio.move_on_after(FULL_RETRY_S) if self.full else nullcontext():
                 await self._work.wait()
             self._work = trio.Event()
             group = self.store.take_group()
@@ -166,12 +163,6 @@ class Recorder:
         self._work.set()
 
 
-async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
-    """Never abandoned: a commit that is under way decides what is durable."""
-    with trio.CancelScope(shield=True):
-        return await trio.to_thread.run_sync(function, *args)
-
-
 def _unknown() -> JournalPoisoned:
     return JournalPoisoned(
         "the log could not be written; whether this is recorded is known when the daemon has started again"
@@ -180,13 +171,19 @@ def _unknown() -> JournalPoisoned:
 
 @asynccontextmanager
 async def open_recorder(
-    store: Store, *, durable: bool, run_blocking: RunBlocking = in_thread
+    store: Store, *, durable: bool, run_blocking: RunBlocking | None = None
 ) -> AsyncIterator[Recorder]:
-    """Run a recorder on an open store. Leaving commits what was appended; the store stays the caller's to close."""
-    recorder = Recorder(store, durable=durable, run_blocking=run_blocking)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(recorder.run)
-        try:
-            yield recorder
-        finally:
-            recorder.close()
+    """Run a recorder on an open store. Leaving commits what was appended; the store stays the caller's to close.
+
+    It commits in a thread of its own, unless `run_blocking` says how.
+    """
+    with ExitStack() as worker:
+        if run_blocking is None:
+            run_blocking = worker.enter_context(open_worker("recorder"))
+        recorder = Recorder(store, durable=durable, run_blocking=run_blocking)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(recorder.run)
+            try:
+                yield recorder
+            finally:
+                recorder.close()

@@ -31,6 +31,11 @@ class Ledger:
     def free_slots(self) -> int:
         return self.limits.sessions_max - sum(len(pool.sessions) for pool in self.pools.values())
 
+    @property
+    def somebody_lacks(self) -> bool:
+        """Whether a claim wants a session that it does not hold, or a warm spare is missing."""
+        return bool(self.growing) or any(pool.waiting or pool.spares_missing > 0 for pool in self.pools.values())
+
     def find(self, session_id: str) -> Session | None:
         return next((pool.sessions[session_id] for pool in self.pools.values() if session_id in pool.sessions), None)
 

@@ -189,7 +189,7 @@ class Scheduler:
 
     def _decide(self, now: float) -> list[Action]:
         self._wake = inf
-        unsettled = not self._draining
+        unsettled = not self._draining and self._ledger.somebody_lacks
         while unsettled:  # ends, for each turn but the last grants a session
             turn = Round(self._ledger, now)
             turn.run()

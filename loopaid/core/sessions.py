@@ -131,6 +131,10 @@ class Pool:
         """The idle session of this key that was used last, so that those not needed grow old."""
         return next((session for session in reversed(self.idle.values()) if session.key == key), None)
 
+    @property
+    def spares_missing(self) -> int:
+        return self.limits.warm_min - len(self.spares) - len(self.starting)
+
     def may_start(self, now: float) -> bool:
         """Not during a back-off; and after a failure one at a time, until one has started."""
         return now >= self.retry_at and not (self.start_failures and self.starting)

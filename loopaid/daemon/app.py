@@ -26,8 +26,9 @@ from loopaid.actors.batches import Batches, open_batches
 from loopaid.actors.catalog import Catalog
 from loopaid.actors.intake import Intake, open_intake
 from loopaid.actors.pools import Pools, open_pools
-from loopaid.actors.recorder import Recorder, RunBlocking, in_thread, open_recorder
+from loopaid.actors.recorder import Recorder, open_recorder
 from loopaid.actors.recovery import Recovery
+from loopaid.actors.worker import RunBlocking
 from loopaid.config import Config
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
@@ -89,7 +90,7 @@ async def open_actors(
     *,
     was_killed: bool,
     wall_time: Callable[[], float] = time.time,
-    run_blocking: RunBlocking = in_thread,
+    run_blocking: RunBlocking | None = None,
 ) -> AsyncIterator[Daemon]:
     """All that works, on journals and sessions from outside, which stay the caller's.
 

@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from loopaid.actors.batch import Batch
-from loopaid.actors.recorder import RunBlocking
+from loopaid.actors.worker import RunBlocking
 from loopaid.config import Config
 from loopaid.daemon.app import Daemon, open_actors
 from loopaid.journal.disk import Disk
