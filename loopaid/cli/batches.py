@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -16,6 +13,7 @@ from loopaid.cli.objects import accepted_object, batch_object
 from loopaid.cli.render import print_list, print_object
 from loopaid.cli.results import Tally, is_selected, open_writer
 from loopaid.cli.settings import Settings, Verbs, pass_settings
+from loopaid.cli.time_limit import TimeIsUp, time_limit
 from loopaid.cli.watch import deliver, find_failures, finish
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchState
@@ -242,12 +240,12 @@ def _stream(
 
 def _wait(client: BlockingClient, settings: Settings, batch_id: str, timeout_s: float | None = None) -> ExitCode:
     try:
-        with _time_limit(timeout_s):
+        with time_limit(timeout_s):
             summary = client.wait_batch(batch_id)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(_goes_on(settings, batch_id))
         raise
-    except TimeoutError:
+    except TimeIsUp:
         settings.note(f"batch {batch_id} had not ended after {timeout_s:g} s")
         return ExitCode.WAIT_TIMED_OUT
     print_object(settings, batch_object(summary), summary.batch_id)
@@ -257,22 +255,3 @@ def _wait(client: BlockingClient, settings: Settings, batch_id: str, timeout_s: 
 
 def _goes_on(settings: Settings, batch_id: str, *words: str) -> str:
     return f"the batch runs on; to follow it: {settings.command('batch', 'follow', batch_id, *words)}"
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise TimeoutError in this block after so many seconds: the one signal that a blocked read obeys."""
-
-    def expire(*_: object) -> None:
-        raise TimeoutError
-
-    if seconds is None:
-        yield
-        return
-    previous = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Final
 
 import click
-import msgspec
 
-from loopaid.cli.embedded import run_daemon
+from loopaid.cli.embedded import ask_daemon
 from loopaid.cli.exit_codes import ExitCode
 from loopaid.cli.objects import JsonObject, log_object, status_object
 from loopaid.cli.render import print_object
 from loopaid.cli.settings import Settings, Verb, Verbs, pass_settings
-from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.errors import DaemonUnreachable
 from loopaid.wire.messages import DaemonStatus
 
 _RUNNING: Final = "running"
@@ -79,10 +79,13 @@ def info(settings: Settings) -> None:
     print_object(settings, log_object(described), described.directory)
 
 
-@log.command()
-@click.option(
+_state_dir = click.option(
     "--state-dir", type=click.Path(exists=True, file_okay=False), help="The daemon's; it need not be running."
 )
+
+
+@log.command()
+@_state_dir
 @pass_settings
 def verify(settings: Settings, state_dir: str | None) -> ExitCode:
     """Read the whole log and check every frame. Exits with 1 if anything is wrong.
@@ -92,18 +95,49 @@ def verify(settings: Settings, state_dir: str | None) -> ExitCode:
       loopai log verify --state-dir /var/lib/loopaid
     """
     if state_dir is None:
-        with settings.client() as client:
+        with contextlib.suppress(DaemonUnreachable), settings.client() as client:
             state_dir = os.path.dirname(client.log_info().directory)  # the log is its subdirectory `records`
-    options = ["--config", os.path.abspath(settings.config)] if settings.config else []
-    child = run_daemon("--verify-log", "--state-dir", os.path.abspath(state_dir), *options)
-    try:
-        report = msgspec.json.decode(child.stdout, type=dict)
-    except msgspec.DecodeError:
-        raise LoopaidError(
-            ErrorCode.INTERNAL_ERROR, f"loopaid --verify-log gave no report (exit status {child.returncode})"
-        ) from None
-    print_object(settings, report, state_dir)
-    return ExitCode.OK if child.returncode == 0 else ExitCode.FAILED
+    report = ask_daemon("--verify-log", config=settings.config, state_dir=state_dir)
+    shown = {"state_dir": report["state_dir"]} | {
+        name: f"{_damage(journal['damage'])}, {journal['frames']} frames in {journal['segments']} segments"
+        for name, journal in report["journals"].items()
+    }
+    print_object(settings, report, report["state_dir"], shown)
+    return ExitCode.OK if report["ok"] else ExitCode.FAILED
+
+
+def _damage(damage: JsonObject | None) -> str:
+    return f"{damage['reason']} in {damage['path']} at byte {damage['offset']}" if damage else "intact"
+
+
+@log.command()
+@_state_dir
+@click.option("--accept-loss", is_flag=True, help="Set aside what is damaged; without, only say what that is.")
+@pass_settings
+def repair(settings: Settings, state_dir: str | None, accept_loss: bool) -> ExitCode:
+    """Make a damaged log fit for a daemon again, at the price of what is damaged. The daemon must be stopped.
+
+    Says what is lost, and exits with 1 if anything is; with --accept-loss replaces the damaged files, and keeps them.
+
+    \b
+    Example:
+      loopai log repair --state-dir /var/lib/loopaid --accept-loss
+    """
+    accept = ["--accept-loss"] if accept_loss else []
+    report = ask_daemon("--repair-log", *accept, config=settings.config, state_dir=state_dir)
+    shown = {"state_dir": report["state_dir"]} | {
+        name: "\n".join(map(_loss, journal["losses"])) or "intact" for name, journal in report["journals"].items()
+    }
+    shown |= {f"kept of {name}": journal["kept"] for name, journal in report["journals"].items() if journal["kept"]}
+    print_object(settings, report, report["state_dir"], shown)
+    if not report["ok"]:
+        settings.note("nothing was changed; --accept-loss gives up what is lost")
+    return ExitCode.OK if report["ok"] else ExitCode.FAILED
+
+
+def _loss(loss: JsonObject) -> str:
+    frames = loss["next_seq"] - loss["first_seq"]
+    return f"{frames} frames lost, {loss['bytes']} bytes of {loss['path']} at {loss['offset']}: {loss['reason']}"
 
 
 @click.command(cls=Verb)

@@ -20,11 +20,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 import loopaid
 from loopaid.cli.exit_codes import ExitCode
-from loopaid.errors import ConfigError, DaemonUnreachable
+from loopaid.errors import ConfigError, DaemonUnreachable, ErrorCode, LoopaidError
 
 READY_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 75.0
@@ -51,10 +53,27 @@ def daemon_argv(*options: str) -> list[str]:
 
 
 def run_daemon(*options: str) -> subprocess.CompletedProcess[str]:
-    """Run the daemon's program for one answer on its standard output; stderr goes where ours does."""
+    """Run the daemon's program for one answer on its standard output."""
     return subprocess.run(
-        daemon_argv(*options), cwd=_PACKAGE_PARENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        daemon_argv(*options), cwd=_PACKAGE_PARENT, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
+
+
+def ask_daemon(question: str, *options: str, config: str | None, state_dir: str | None) -> Any:
+    """The answer of `loopaid --QUESTION`, as decoded from JSON. What it refuses is raised: ConfigError for a bad
+    configuration or state directory, LoopaidError for a log that cannot be read at all."""
+    words = [question, *options]
+    words += ["--config", os.path.abspath(config)] if config else []
+    words += ["--state-dir", os.path.abspath(state_dir)] if state_dir else []
+    child = run_daemon(*words)
+    said = child.stderr.strip().removeprefix("loopaid: ")
+    if child.returncode == ExitCode.BAD_CONFIGURATION:
+        raise ConfigError(said)
+    try:
+        return msgspec.json.decode(child.stdout)
+    except msgspec.DecodeError:
+        why = said or f"loopaid {question} gave no answer (exit status {child.returncode})"
+        raise LoopaidError(ErrorCode.INTERNAL_ERROR, why) from None
 
 
 @contextlib.contextmanager

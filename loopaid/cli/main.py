@@ -37,6 +37,8 @@ _VERBS: Final = {
     "pool": ("pool:pool", "The warm sessions of each language."),
     "status": ("daemon_verbs:status", "How the daemon is."),
     "log": ("daemon_verbs:log", "The append-only log that holds the records."),
+    "doctor": ("doctor:doctor", "What this machine and its daemon lack."),
+    "completions": ("completions:completions", "What makes a shell complete the words of loopai."),
     "bench": ("daemon_verbs:bench", "Measure on this machine."),
 }
 """By name: where the verb is, in this package, and its line in the help."""
@@ -62,6 +64,10 @@ def loopai() -> None:
 def invoke(arguments: Sequence[str], settings: Settings) -> int:
     """Run one command line and return its exit code. Nothing but a bug leaves as an exception."""
     try:
+        if "_LOOPAI_COMPLETE" in os.environ:
+            from loopaid.cli.completions import answer_shell
+
+            return answer_shell(loopai)
         with loopai.make_context("loopai", list(arguments), obj=settings) as context:
             exit_code = int(loopai.invoke(context) or ExitCode.OK)
             sys.stdout.flush()  # here a reader who went away can still be told from a bug

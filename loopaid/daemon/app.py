@@ -9,9 +9,7 @@ owned; anything unexpected in batches, recorders or catalog ends the daemon, and
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,8 +30,8 @@ from loopaid.actors.worker import RunBlocking
 from loopaid.config import Config
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
-from loopaid.errors import ConfigError, JournalLocked
-from loopaid.journal.disk import REAL_DISK, Disk, full_when_no_space
+from loopaid.daemon.lock import owned
+from loopaid.journal.disk import REAL_DISK, Disk
 from loopaid.journal.store import Store, open_store
 from loopaid.model import Language
 from loopaid.providers.base import Provider
@@ -43,8 +41,6 @@ from loopaid.providers.local.provider import open_local_provider
 log = logging.getLogger(__name__)
 
 CATALOG_RESERVE_BYTES = 1 << 20
-LOCK_NAME_CHARS = 10
-"""A pid has at most seven digits."""
 
 
 class Daemon(msgspec.Struct, frozen=True):
@@ -69,7 +65,7 @@ async def open_daemon(config: Config, state_dir: Path, *, disk: Disk = REAL_DISK
     ConfigError for a directory that cannot be used.
     """
     with (
-        _locked(state_dir) as was_killed,
+        owned(state_dir) as was_killed,
         _store(state_dir / "catalog", config, disk) as catalog_store,
         _store(state_dir / "records", config, disk) as store,
     ):
@@ -154,41 +150,3 @@ def _store(directory: Path, config: Config, disk: Disk) -> Iterator[Store]:
         yield store
     finally:
         store.close()
-
-
-@contextmanager
-def _locked(state_dir: Path) -> Iterator[bool]:
-    """Own the state directory, made 0700 if it is not there. Raises JournalLocked that names the other owner, and
-    ConfigError when it cannot be made or written.
-
-    True: the name of an earlier owner still stands in the lock, so that one did not end in good order.
-    """
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(state_dir / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(
-            f"{state_dir} cannot hold the logs: {error.strerror}; set --state-dir or [daemon] state_dir"
-        ) from None
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = _name_in(fd)
-            raise JournalLocked(f"{state_dir} belongs to a running daemon (pid {owner or 'unknown'})") from None
-        was_killed = bool(_name_in(fd))
-        with full_when_no_space(str(state_dir)):
-            _write_name(fd, str(os.getpid()))
-        yield was_killed
-        _write_name(fd, "")
-    finally:
-        os.close(fd)
-
-
-def _name_in(lock: int) -> str:
-    return os.pread(lock, 64, 0).decode(errors="replace").strip()
-
-
-def _write_name(lock: int, name: str) -> None:
-    """In place: on a full disk there may be no room for what was given up before."""
-    os.pwrite(lock, f"{name:<{LOCK_NAME_CHARS}}\n".encode(), 0)

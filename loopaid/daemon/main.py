@@ -20,6 +20,7 @@ import loopaid
 from loopaid.config import Config, LoadedConfig, effective, load_config, resolve_daemon_socket, resolve_state_dir
 from loopaid.daemon.app import drain, open_daemon
 from loopaid.daemon.checks import run_checks
+from loopaid.daemon.lock import locked
 from loopaid.daemon.logging import set_up_logging
 from loopaid.daemon.server import open_listener
 from loopaid.errors import ConfigError, JournalError, JournalLocked
@@ -89,14 +90,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="print the effective configuration and its origins")
     parser.add_argument("--probe", action="store_true", help="try what sessions need on this machine; prints JSON")
     parser.add_argument("--verify-log", action="store_true", help="check every frame of the logs; prints JSON")
-    parser.add_argument("--repair-log", action="store_true", help="set damaged parts of the logs aside; prints JSON")
-    parser.add_argument("--accept-loss", action="store_true", help="with --repair-log: what is damaged is given up")
+    parser.add_argument("--repair-log", action="store_true", help="say what of the logs is lost; prints JSON")
+    parser.add_argument("--accept-loss", action="store_true", help="with --repair-log: set it aside for good")
     parser.add_argument("--ready-fd", type=int, help="write READY to this descriptor when clients can connect")
     parser.add_argument("--version", action="version", version=f"loopaid {loopaid.__version__}")
-    options = parser.parse_args()
-    if options.repair_log and not options.accept_loss:
-        parser.error("--repair-log gives up what is damaged: say so with --accept-loss")
-    return options
+    return parser.parse_args()
 
 
 def _print_check(loaded: LoadedConfig) -> None:
@@ -120,9 +118,23 @@ def _verify(state_dir: Path) -> int:
 
 
 def _repair(state_dir: Path, *, accept_loss: bool) -> int:
-    reports = {name: repair(state_dir / name, accept_loss=accept_loss) for name in JOURNALS}
-    print(msgspec.json.encode({"state_dir": str(state_dir), "journals": reports}).decode())
-    return 0
+    """What is damaged is replaced only with `accept_loss`; without it, that something is lost is a failure."""
+    _check_owner(state_dir)
+    with locked(state_dir):
+        reports = {name: repair(state_dir / name, accept_loss=accept_loss) for name in JOURNALS}
+    ok = accept_loss or not any(report.losses for report in reports.values())
+    print(msgspec.json.encode({"ok": ok, "state_dir": str(state_dir), "journals": reports}).decode())
+    return 0 if ok else EXIT_FAILED
+
+
+def _check_owner(state_dir: Path) -> None:
+    """Files that somebody else wrote there, root for instance, would keep the daemon out."""
+    try:
+        owner = state_dir.stat().st_uid
+    except OSError as error:
+        raise JournalError(f"{state_dir}: {error.strerror}") from None
+    if owner != os.geteuid():
+        raise ConfigError(f"{state_dir} belongs to uid {owner}: repair it as that user, as with `sudo -u '#{owner}'`")
 
 
 def _raise_limits() -> None:

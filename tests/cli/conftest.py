@@ -130,6 +130,8 @@ class FakeClient:
     raises: Exception | None = None
     interrupt_after: int | None = None
     problems: list[str] = dataclasses.field(default_factory=list)
+    languages: dict[str, str] = dataclasses.field(default_factory=lambda: {"python": "3.11"})
+    health: str = "healthy"
     calls: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     items: list[tuple[object, bytes]] = dataclasses.field(default_factory=list)
 
@@ -244,12 +246,12 @@ class FakeClient:
             durability="durable",
             sandbox="bubblewrap",
             problems=self.problems,
-            languages={"python": "3.11"},
+            languages=self.languages,
             batches_by_state={"done": 2},
             connections=1,
             rss_bytes=40_000_000,
             pools=[POOL],
-            log=_log(),
+            log=msgspec.structs.replace(_log(), health=self.health),
         )
 
 
@@ -279,7 +281,7 @@ def _log() -> LogInfo:
         batches=1,
         torn_tails=0,
         free_bytes=10**10,
-        health="ok",
+        health="healthy",
     )
 
 

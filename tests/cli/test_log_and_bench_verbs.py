@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,21 +11,30 @@ from typing import Any
 
 import pytest
 
-from loopaid.cli import daemon_verbs
+from loopaid.cli import daemon_verbs, embedded
+from loopaid.errors import DaemonUnreachable
 
 Run = Callable[..., Any]
 
 
+INTACT = {"ok": True, "state_dir": "/s", "journals": {"records": {"damage": None, "frames": 7, "segments": 2}}}
+DAMAGE = {"path": "/s/records/00000001.log", "offset": 4096, "reason": "a wrong checksum"}
+DAMAGED = {"ok": False, "state_dir": "/s", "journals": {"records": {"damage": DAMAGE, "frames": 3, "segments": 2}}}
+LOSS = {**DAMAGE, "bytes": 80, "first_seq": 4, "next_seq": 6}
+LOST = {"ok": False, "state_dir": "/s", "journals": {"records": {"changed": False, "losses": [LOSS], "kept": []}}}
+
+
 @pytest.fixture
 def child(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `loopaid --verify-log` answers, and then what it was asked."""
-    answer: dict[str, Any] = {"exit_code": 0, "stdout": '{"frames": 7}'}
+    """What the daemon's program answers, and then what it was asked."""
+    answer: dict[str, Any] = {"exit_code": 0, "report": INTACT, "stderr": ""}
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
         answer["options"] = options
-        return subprocess.CompletedProcess(options, answer["exit_code"], answer["stdout"])
+        report = json.dumps(answer["report"]) if answer["report"] else ""
+        return subprocess.CompletedProcess(options, answer["exit_code"], report, answer["stderr"])
 
-    monkeypatch.setattr(daemon_verbs, "run_daemon", run)
+    monkeypatch.setattr(embedded, "run_daemon", run)
     return answer
 
 
@@ -34,14 +44,9 @@ def test_verify_asks_a_child_and_prints_its_report(
     monkeypatch.chdir(tmp_path)
     os.mkdir("state")
     ran = loopai("log", "verify", "--state-dir", "state", "--config", "f.toml")
-    assert (ran.exit_code, ran.json, client.calls) == (0, {"frames": 7}, [])
-    assert child["options"] == (
-        "--verify-log",
-        "--state-dir",
-        str(tmp_path / "state"),
-        "--config",
-        str(tmp_path / "f.toml"),
-    )
+    assert (ran.exit_code, ran.json, client.calls) == (0, INTACT, [])
+    config, state_dir = str(tmp_path / "f.toml"), str(tmp_path / "state")
+    assert child["options"] == ("--verify-log", "--config", config, "--state-dir", state_dir)
 
 
 def test_verify_without_a_directory_asks_the_daemon_for_it(loopai: Run, child: dict[str, Any]) -> None:
@@ -49,17 +54,53 @@ def test_verify_without_a_directory_asks_the_daemon_for_it(loopai: Run, child: d
     assert child["options"] == ("--verify-log", "--state-dir", "/var/lib/loopaid")
 
 
-def test_a_damaged_log_exits_with_1_and_its_report(loopai: Run, child: dict[str, Any], tmp_path: Path) -> None:
-    child |= {"exit_code": 1, "stdout": '{"corrupt": ["segment 3"]}'}
-    ran = loopai("log", "verify", "--state-dir", str(tmp_path))
-    assert (ran.exit_code, ran.json) == (1, {"corrupt": ["segment 3"]})
+def test_verify_without_a_daemon_takes_the_configured_directory(
+    loopai: Run, client: Any, child: dict[str, Any]
+) -> None:
+    client.raises = DaemonUnreachable("nobody")
+    assert loopai("log", "verify").exit_code == 0
+    assert child["options"] == ("--verify-log",)
 
 
-def test_a_child_without_a_report_is_an_error(loopai: Run, child: dict[str, Any], tmp_path: Path) -> None:
-    child |= {"exit_code": 70, "stdout": ""}
-    ran = loopai("log", "verify", "--state-dir", str(tmp_path))
-    assert (ran.exit_code, ran.stdout) == (1, "")
-    assert ran.stderr == "loopai: INTERNAL_ERROR: loopaid --verify-log gave no report (exit status 70)\n"
+def test_a_damaged_log_exits_with_1_and_its_report(loopai: Run, child: dict[str, Any]) -> None:
+    child |= {"exit_code": 1, "report": DAMAGED}
+    ran = loopai("log", "verify")
+    assert (ran.exit_code, ran.json) == (1, DAMAGED)
+    shown = loopai("log", "verify", "--output", "table").stdout.splitlines()
+    assert shown == [
+        "state_dir  /s",
+        "records    a wrong checksum in /s/records/00000001.log at byte 4096, 3 frames in 2 segments",
+    ]
+
+
+def test_repair_says_what_is_lost_and_changes_nothing_unless_told_to(loopai: Run, child: dict[str, Any]) -> None:
+    child |= {"exit_code": 1, "report": LOST}
+    ran = loopai("log", "repair", "--output", "table")
+    assert (ran.exit_code, child["options"]) == (1, ("--repair-log",))
+    assert ran.stdout.splitlines()[1] == (
+        "records    2 frames lost, 80 bytes of /s/records/00000001.log at 4096: a wrong checksum"
+    )
+    assert ran.stderr == "nothing was changed; --accept-loss gives up what is lost\n"
+    child |= {"exit_code": 0, "report": {**LOST, "ok": True}}
+    assert loopai("log", "repair", "--accept-loss").exit_code == 0
+    assert child["options"] == ("--repair-log", "--accept-loss")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "said", "code", "told"),
+    [
+        (78, "loopaid: f.toml: no such key\n", 78, "BAD_CONFIGURATION: f.toml: no such key"),
+        (74, "loopaid: /s belongs to a running daemon (pid 7)\n", 1, "INTERNAL_ERROR: /s belongs to a running daemon"),
+        (70, "", 1, "INTERNAL_ERROR: loopaid --verify-log gave no answer (exit status 70)"),
+    ],
+)
+def test_a_child_without_a_report_is_an_error(
+    loopai: Run, child: dict[str, Any], exit_code: int, said: str, code: int, told: str
+) -> None:
+    child |= {"exit_code": exit_code, "report": None, "stderr": said}
+    ran = loopai("log", "verify")
+    assert (ran.exit_code, ran.stdout) == (code, "")
+    assert ran.stderr.startswith(f"loopai: {told}")
 
 
 def test_bench_hands_its_options_over(loopai: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from loopaid.daemon import main
+from loopaid.daemon.lock import owned
+from loopaid.errors import ConfigError
+from loopaid.journal.record import split_position
+from loopaid.journal.store import open_store
 
 pytestmark = pytest.mark.slow  # each starts an interpreter
 
@@ -65,10 +72,62 @@ def test_a_log_that_is_not_there_cannot_be_verified(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr and str(tmp_path / "nothing") in done.stderr
 
 
-def test_repairing_needs_the_word_for_what_it_costs(tmp_path: Path) -> None:
-    done = loopaid("--repair-log", "--state-dir", str(tmp_path))
-    assert done.returncode == 2
-    assert "--accept-loss" in done.stderr
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """A catalog that is intact, and records of which the first is damaged."""
+    (tmp_path / "s").mkdir()
+    for name in ("catalog", "records"):
+        with closing(open_store(tmp_path / "s" / name, segment_bytes=1 << 20)) as store:
+            for number in range(3):
+                store.append(7, b"%d" % number * 10)
+                group = store.take_group()
+                assert group is not None
+                store.commit(group)
+                store.publish(group)
+            positions = [frame.position for frame in store.scan()]
+    log = tmp_path / "s" / "records" / "00000001.log"
+    content = bytearray(log.read_bytes())
+    content[split_position(positions[0])[1] + 15] ^= 0xFF
+    log.write_bytes(content)
+    return tmp_path / "s"
+
+
+def test_repairing_needs_the_word_for_what_it_costs(state_dir: Path) -> None:
+    before = (state_dir / "records" / "00000001.log").read_bytes()
+    asked = loopaid("--repair-log", "--state-dir", str(state_dir))
+    assert asked.returncode == 1, asked.stderr
+    (loss,) = json.loads(asked.stdout)["journals"]["records"]["losses"]
+    assert (loss["first_seq"], loss["next_seq"]) == (1, 2)
+    assert (state_dir / "records" / "00000001.log").read_bytes() == before
+    done = loopaid("--repair-log", "--accept-loss", "--state-dir", str(state_dir))
+    assert (done.returncode, json.loads(done.stdout)["ok"]) == (0, True)
+    assert loopaid("--verify-log", "--state-dir", str(state_dir)).returncode == 0
+
+
+def test_nothing_is_repaired_under_a_daemon(state_dir: Path) -> None:
+    with owned(state_dir):
+        done = loopaid("--repair-log", "--accept-loss", "--state-dir", str(state_dir))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"belongs to a running daemon (pid {os.getpid()})" in done.stderr
+
+
+def test_a_repair_leaves_the_name_of_a_killed_daemon_where_it_is(state_dir: Path) -> None:
+    (state_dir / "LOCK").write_text("4711      \n")
+    assert loopaid("--repair-log", "--accept-loss", "--state-dir", str(state_dir)).returncode == 0
+    with owned(state_dir) as was_killed:
+        assert was_killed
+
+
+def test_a_log_that_is_not_there_cannot_be_repaired(tmp_path: Path) -> None:
+    done = loopaid("--repair-log", "--state-dir", str(tmp_path / "nothing"))
+    assert (done.returncode, list(tmp_path.iterdir())) == (74, [])
+
+
+def test_nobody_repairs_for_another_user(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(ConfigError, match=f"belongs to uid {owner}: repair it as that user"):
+        main._repair(state_dir, accept_loss=True)
 
 
 def test_help_has_an_example() -> None:

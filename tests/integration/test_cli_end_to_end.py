@@ -206,6 +206,21 @@ def test_status_and_the_log_of_a_running_daemon(loopai: Loopai, served: str, tmp
     assert verified.stdout == loopai("log", "verify", "--state-dir", served).stdout
 
 
+def test_the_doctor_finds_nothing_wrong_with_a_daemon_that_works(loopai: Loopai, served: str) -> None:
+    ran = loopai("doctor")
+    assert ran.returncode == 0, ran.stdout
+    checks = {each["check"]: each["state"] for each in results(ran)}
+    assert {name: checks[name] for name in ("socket", "version", "daemon", "state_directory", "python")} == (
+        dict.fromkeys(("socket", "version", "daemon", "state_directory", "python"), "ok")
+    )
+
+
+def test_the_log_of_a_running_daemon_is_not_repaired(loopai: Loopai, served: str) -> None:
+    ran = loopai("log", "repair", "--state-dir", served, "--accept-loss")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert f"{served} belongs to a running daemon" in ran.stderr
+
+
 def test_no_daemon_is_an_exit_code_of_its_own(loopai: Loopai, tmp_path: Path) -> None:
     ran = loopai("status")
     assert ran.returncode == 69
