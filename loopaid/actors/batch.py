@@ -7,7 +7,7 @@ batch is led through its sessions stands in `batch_run.py`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -18,7 +18,8 @@ from loopaid.actors.batch_log import BatchLog
 from loopaid.actors.pools import Pools
 from loopaid.actors.recorder import Recorder
 from loopaid.core.batch import BatchProgress
-from loopaid.model import STATUSES, Artifact, BatchState, BatchSummary, ItemStatus, Language, LatencySummary
+from loopaid.core.latency import LatencyHistogram
+from loopaid.model import STATUSES, Artifact, BatchState, BatchSummary, ItemStatus, Language
 from loopaid.wire.rows import BlockHead, encode_block
 
 
@@ -35,28 +36,40 @@ def _nothing() -> None:
     """Nobody is told."""
 
 
+def _nobody(_batch: Batch) -> None:
+    pass
+
+
 class Batch:
     """One batch. Owned by `Batches`; its methods belong to the event loop's thread.
 
     `changed` is replaced whenever a record or the state became durable: take it, look, then wait on it.
     """
 
-    def __init__(self, opened: records.BatchOpened, artifact: Artifact | None, around: Surroundings) -> None:
+    def __init__(self, opened: records.BatchOpened, artifact: Artifact | None, around: Surroundings, home: int) -> None:
+        """`home` is the position of its first frame in the log."""
         self.opened = opened
+        self.home = home
         self.id = opened.batch_id
         self.options = opened.options
         self.artifact = artifact
         self.log = BatchLog(around.recorder.read)
         self.state = BatchState.RECEIVING
         self.changed = trio.Event()
+        self.accepted = False
         self.total = 0
         self.sampled_count = 0
         self.progress: BatchProgress | None = None
         self.started_at: float | None = None
         self.by_status: Counter[int] = Counter()
+        self.latencies = LatencyHistogram()
         self.sessions_used: set[str] = set()
         self.ended: records.BatchEnded | None = None
+        self.end = 0
+        """The position of its last frame, once that is durable."""
         self.reason = ""
+        self.on_final: Callable[[Batch], None] = _nobody
+        """Told when the end is durable."""
         self._around = around
 
     def __repr__(self) -> str:
@@ -91,26 +104,30 @@ class Batch:
             started_at=self.started_at,
             completed_at=finished,
             total_duration_ms=round((finished - self.started_at) * 1000, 3) if finished and self.started_at else None,
-            latency_ms=ended.latency if ended is not None else self._latency(),
+            latency_ms=ended.latency if ended is not None else self.latencies.summary(),
             sessions_used=ended.sessions_used if ended is not None else len(self.sessions_used),
             reason=self.reason,
             durability="durable" if self._around.recorder.durable else "os",
             pool=self._around.pools.statistics(self.language),
         )
 
-    def _by_status(self) -> dict[str, int]:
-        counted = self.by_status if self.ended is None else self.ended.by_status
-        return {STATUSES[number]: counted[number] for number in sorted(counted) if counted[number]}
+    @property
+    def counted(self) -> Mapping[int, int]:
+        """Its records by the number of their status."""
+        return self.by_status if self.ended is None else self.ended.by_status
 
-    def _latency(self) -> LatencySummary:
-        return self.progress.latencies.summary() if self.progress is not None else LatencySummary()
+    def _by_status(self) -> dict[str, int]:
+        counted = self.counted
+        return {STATUSES[number]: counted[number] for number in sorted(counted) if counted[number]}
 
     # --- what becomes of it
 
     def accept(self, total: int, progress: BatchProgress) -> None:
         """All items are there."""
+        self.accepted = True
         self.total = total
         self.progress = progress
+        self.latencies = progress.latencies
         self.state = BatchState.QUEUED
 
     def begin(self) -> None:
@@ -131,7 +148,7 @@ class Batch:
             self.id,
             state,
             dict(self.progress.by_status) if self.progress is not None else {},
-            self._latency(),
+            self.latencies.summary(),
             self.started_at,
             self._around.wall_time(),
             len(self.sessions_used),
@@ -140,9 +157,10 @@ class Batch:
         on_durable = partial(self._on_end_durable, ended, on_end)
         self._around.recorder.append(records.BATCH_ENDED, records.encode(ended), on_durable)
 
-    def replay_end(self, ended: records.BatchEnded) -> None:
+    def replay_end(self, ended: records.BatchEnded, position: int) -> None:
         """Take over the end as it stands in the log, which is all that is kept of how it came about."""
         self.ended = ended
+        self.end = position
         self.progress = None
         self.by_status.clear()
         self.sessions_used.clear()
@@ -151,12 +169,13 @@ class Batch:
         self.reason = ended.reason
 
     def _on_block_durable(self, first: int, count: int, by_status: Counter[int], position: int) -> None:
-        self.log.add_block(position, first, count)
+        self.log.add_block(position, first, count, by_status)
         self.by_status.update(by_status)
         self._tell()
 
-    def _on_end_durable(self, ended: records.BatchEnded, on_end: Callable[[], None], _position: int) -> None:
-        self.replay_end(ended)
+    def _on_end_durable(self, ended: records.BatchEnded, on_end: Callable[[], None], position: int) -> None:
+        self.replay_end(ended, position)
+        self.on_final(self)
         self._tell()
         on_end()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Final
 
 import msgspec
@@ -23,6 +24,11 @@ CHUNKS_CACHED: Final = 4
 """Decoded chunks kept per batch: the sessions of a batch work close together, its readers too."""
 
 Read = Callable[[int], Frame]
+
+
+def bits_of(statuses: Iterable[int]) -> int:
+    """A set of status numbers as one."""
+    return sum([1 << number for number in statuses])
 
 
 class Chunk:
@@ -43,6 +49,24 @@ class Chunk:
         return b"\n".join(inputs[:count]), ids, count
 
 
+class Places(msgspec.Struct, frozen=True, array_like=True):
+    """A `BatchLog` as bytes: its arrays, in the order of this machine."""
+
+    received: int
+    has_ids: bool
+    has_forced: bool
+    chunk_first: bytes
+    chunk_position: bytes
+    block_position: bytes
+    block_first: bytes
+    block_count: bytes
+    block_statuses: bytes
+
+
+_encode_places: Final = msgspec.msgpack.Encoder().encode
+_decode_places: Final = msgspec.msgpack.Decoder(Places).decode
+
+
 class BatchLog:
     """The places of one batch's chunks and blocks, in the order of the log. `recorded` counts the records in them."""
 
@@ -57,12 +81,47 @@ class BatchLog:
         self._block_position = array("Q")
         self._block_first = array("I")
         self._block_count = array("I")
+        self._block_statuses = array("H")  # a bit for each status that occurs in the block
         self._block_cursor = array("Q")  # records before the block
         self._block_of: array[int] | None = None
         self._cache: OrderedDict[int, Chunk] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<BatchLog {self.received} items, {self.recorded} records in {len(self._block_position)} blocks>"
+
+    # --- kept elsewhere
+
+    def places(self) -> bytes:
+        """All that is known, to be taken up by `restored`."""
+        return _encode_places(
+            Places(
+                self.received,
+                self.has_ids,
+                self.has_forced,
+                self._chunk_first.tobytes(),
+                self._chunk_position.tobytes(),
+                self._block_position.tobytes(),
+                self._block_first.tobytes(),
+                self._block_count.tobytes(),
+                self._block_statuses.tobytes(),
+            )
+        )
+
+    @classmethod
+    def restored(cls, read: Read, encoded: bytes) -> BatchLog:
+        """Raises msgspec.DecodeError for what `places` did not write."""
+        places = _decode_places(encoded)
+        log = cls(read)
+        log.received, log.has_ids, log.has_forced = places.received, places.has_ids, places.has_forced
+        log._chunk_first.frombytes(places.chunk_first)
+        log._chunk_position.frombytes(places.chunk_position)
+        log._block_position.frombytes(places.block_position)
+        log._block_first.frombytes(places.block_first)
+        log._block_count.frombytes(places.block_count)
+        log._block_statuses.frombytes(places.block_statuses)
+        log._block_cursor.extend(accumulate(log._block_count[:-1], initial=0) if log._block_count else ())
+        log.recorded = sum(log._block_count)
+        return log
 
     # --- chunks
 
@@ -104,12 +163,14 @@ class BatchLog:
 
     # --- blocks
 
-    def add_block(self, position: int, first: int, count: int) -> None:
+    def add_block(self, position: int, first: int, count: int, statuses: Iterable[int]) -> None:
+        """`statuses` are the numbers of those that occur in it, each once."""
         if self._block_of is not None:
             self._block_of[first : first + count] = array("I", [len(self._block_position) + 1]) * count
         self._block_position.append(position)
         self._block_first.append(first)
         self._block_count.append(count)
+        self._block_statuses.append(bits_of(statuses))
         self._block_cursor.append(self.recorded)
         self.recorded += count
 

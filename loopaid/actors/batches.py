@@ -9,23 +9,32 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from typing import Final
 
 import trio
 
 from loopaid.actors.batch import Batch, Surroundings
 from loopaid.actors.batch_run import BatchRun
+from loopaid.actors.history import History
 from loopaid.core.batch import BatchProgress
 from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.journal.index import Entry, Selection
 from loopaid.model import BatchState, ItemStatus, ProgramError
 
 log = logging.getLogger(__name__)
+
+RESTORED_AT_ONCE: Final = 16
+"""Finished batches that are read back from the log before others have their turn."""
 
 
 class Batches:
     """Made by `open_batches`. All methods belong to the event loop's thread."""
 
-    def __init__(self, around: Surroundings, nursery: trio.Nursery, *, attached_grace_s: float) -> None:
+    def __init__(
+        self, around: Surroundings, history: History, nursery: trio.Nursery, *, attached_grace_s: float
+    ) -> None:
         self._around = around
+        self._history = history
         self._nursery = nursery
         self._attached_grace_s = attached_grace_s
         self._batches: dict[str, Batch] = {}
@@ -35,6 +44,7 @@ class Batches:
         self._graces: dict[str, trio.CancelScope] = {}
         self._unfinished: dict[str, Batch] = {}
         self._changed = trio.Event()
+        history.on_indexed = self._forget
 
     def __repr__(self) -> str:
         return f"<Batches {len(self._batches)}, {len(self._unfinished)} unfinished>"
@@ -43,33 +53,52 @@ class Batches:
 
     def find(self, uid: int | None, reference: str) -> Batch:
         """By id, by unique prefix, or `last`; among those of a user, or all for None."""
-        if reference == "last":
-            newest = next(self.all(uid), None)
-            if newest is None:
-                raise LoopaidError(ErrorCode.BATCH_NOT_FOUND, "there is no batch yet")
-            return newest
-        batch = self._batches.get(reference)
-        if batch is None and reference:
-            found = [one for batch_id, one in self._batches.items() if batch_id.startswith(reference)]
-            found = [one for one in found if uid in (None, one.opened.uid)]
-            if len(found) > 1:
-                raise LoopaidError(
-                    ErrorCode.INVALID_REQUEST, f"{len(found)} batches begin with {reference!r}; give more of the id"
-                )
-            batch = found[0] if found else None
+        batch = self._batches.get(reference) or self._search(uid, reference)
         if batch is None or uid not in (None, batch.opened.uid):
             raise LoopaidError(
                 ErrorCode.BATCH_NOT_FOUND, f"there is no batch {reference!r}; `loopai batch list` shows them"
             )
         return batch
 
-    def all(self, uid: int | None) -> Iterator[Batch]:
-        """Newest first."""
+    def _search(self, uid: int | None, reference: str) -> Batch | None:
+        if reference == "last":
+            newest = next((batch.id for batch in self.in_memory(uid)), "")
+            newest = max(newest, self._history.newest(uid) or "")
+            if not newest:
+                raise LoopaidError(ErrorCode.BATCH_NOT_FOUND, "there is no batch yet")
+            return self._batches.get(newest) or self._history.find(newest)
+        if not reference:
+            return None
+        found = {batch.id for batch in self.in_memory(uid) if batch.id.startswith(reference)}
+        found.update(self._history.beginning_with(reference, uid))
+        if len(found) > 1 and reference not in found:
+            raise LoopaidError(
+                ErrorCode.INVALID_REQUEST, f"several batches begin with {reference!r}; give more of the id"
+            )
+        batch_id = found.pop() if len(found) == 1 else reference
+        return self._batches.get(batch_id) or self._history.find(batch_id)
+
+    def in_memory(self, uid: int | None) -> Iterator[Batch]:
+        """Those that the history does not have yet, the newest first."""
         return (batch for batch in reversed(self._batches.values()) if uid in (None, batch.opened.uid))
+
+    async def page(self, selection: Selection, limit: int) -> list[Batch]:
+        """The newest first; results can be read only of what `find` answers. Raises LoopaidError."""
+        entries = await self._history.ask(lambda index: index.page(selection, limit))
+        found: dict[str, Batch | Entry] = {entry.id: entry for entry in entries}
+        found |= {batch.id: batch for batch in self.in_memory(selection.uid) if _is_selected(batch, selection)}
+        batches: list[Batch] = []
+        for place, batch_id in enumerate(sorted(found, reverse=True)[:limit]):
+            one = found[batch_id]
+            batch = self._history.outline(one) if isinstance(one, Entry) else one
+            batches += [batch] if batch is not None else []
+            if place % RESTORED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        return batches
 
     def with_key(self, uid: int, key: str) -> Batch | None:
         """The batch that a user submitted with this idempotency key."""
-        return self._by_key.get((uid, key))
+        return self._by_key.get((uid, key)) or self._history.with_key(uid, key)
 
     @property
     def unfinished(self) -> list[Batch]:
@@ -87,6 +116,7 @@ class Batches:
         """A batch was opened."""
         self._batches[batch.id] = batch
         self._unfinished[batch.id] = batch
+        self._history.expect(batch)
         if batch.opened.idempotency_key is not None:
             self._by_key[batch.opened.uid, batch.opened.idempotency_key] = batch
 
@@ -95,7 +125,15 @@ class Batches:
     ) -> BatchProgress:
         """All its items are there; `recorded` of them, as (start, stop), have records. It can be run now."""
         attempts_max = attempt - 1 + self._around.attempts_max  # a restart of the daemon is no fault of its sessions
-        progress = BatchProgress(total, batch.options, attempts_max=attempts_max, attempt=attempt, recorded=recorded)
+        progress = BatchProgress(
+            total,
+            batch.options,
+            attempts_max=attempts_max,
+            attempt=attempt,
+            recorded=recorded,
+            by_status=batch.by_status,
+            latencies=batch.latencies,
+        )
         batch.accept(total, progress)
         on_over = partial(self._over, batch)
         self._runs[batch.id] = BatchRun(batch, progress, self._around, self._nursery, on_over)
@@ -157,7 +195,7 @@ class Batches:
 
     def finished(self, batch: Batch) -> None:
         """Its end is in the log, and it holds nothing."""
-        self._unfinished.pop(batch.id, None)
+        del self._unfinished[batch.id]
         self._runs.pop(batch.id, None)
         self._end_grace(batch)
         self._changed.set()
@@ -168,6 +206,14 @@ class Batches:
         self.finished(batch)
         if batch.opened.idempotency_key is not None:
             self._by_key.pop((batch.opened.uid, batch.opened.idempotency_key), None)
+
+    def _forget(self, batches: Iterable[Batch]) -> None:
+        """The history has them; whoever reads one holds it."""
+        for batch in batches:
+            del self._batches[batch.id]
+            key = (batch.opened.uid, batch.opened.idempotency_key or "")
+            if self._by_key.get(key) is batch:
+                del self._by_key[key]
 
     @contextmanager
     def watched(self, batch: Batch) -> Iterator[None]:
@@ -216,11 +262,26 @@ def _level(batch: Batch) -> int:
     return logging.DEBUG if batch.opened.attached and batch.total == 1 else logging.INFO
 
 
+def _is_selected(batch: Batch, by: Selection) -> bool:
+    """What `Selection` asks of the index, of a batch that is not there yet."""
+    ended = batch.ended
+    return (
+        by.uid in (None, batch.opened.uid)
+        and by.batch_id in (None, batch.id)
+        and by.task in (None, batch.opened.task)
+        and by.state in (None, batch.state)
+        and (by.before is None or batch.id < by.before)
+        and (by.since is None or ended is None or ended.ended_at >= by.since)
+        and (by.until is None or batch.opened.opened_at < by.until)
+        and (not by.statuses or any(batch.counted[number] for number in by.statuses if number in batch.counted))
+    )
+
+
 @asynccontextmanager
-async def open_batches(around: Surroundings, *, attached_grace_s: float) -> AsyncIterator[Batches]:
+async def open_batches(around: Surroundings, history: History, *, attached_grace_s: float) -> AsyncIterator[Batches]:
     """Run the batches. Leaving ends them where they are; the log resumes them."""
     async with trio.open_nursery() as nursery:
-        batches = Batches(around, nursery, attached_grace_s=attached_grace_s)
+        batches = Batches(around, history, nursery, attached_grace_s=attached_grace_s)
         try:
             yield batches
         finally:

@@ -111,10 +111,10 @@ class Intake:
             isinstance(request, Exec) or request.attached,
             self._around.wall_time(),
         )
-        batch = Batch(opened, artifact, self._around)
-        self._batches.add(batch)
         at_once = isinstance(request, Exec)
-        self._around.recorder.append(records.BATCH_OPENED, records.encode(opened), deferred=at_once)
+        home = self._around.recorder.append(records.BATCH_OPENED, records.encode(opened), deferred=at_once)
+        batch = Batch(opened, artifact, self._around, home)
+        self._batches.add(batch)
         self.receive(batch, expires=not at_once)
         return batch, True
 

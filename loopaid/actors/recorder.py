@@ -102,7 +102,13 @@ class Recorder:
             )
 
     def read(self, position: int) -> Frame:
-        return self.store.read(position)
+        """The frame at a position. Raises LoopaidError(RECORD_EXPIRED) when it was pruned, JournalError."""
+        try:
+            return self.store.read(position)
+        except FileNotFoundError:
+            raise LoopaidError(
+                ErrorCode.RECORD_EXPIRED, "the records are older than [log] retention_* keeps them, and were pruned"
+            ) from None
 
     async def run(self) -> None:
         """Commit until `close` was called and nothing is left. Raises JournalPoisoned."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -91,13 +91,16 @@ class BatchProgress:
         attempts_max: int,
         attempt: int = 1,
         recorded: Iterable[tuple[int, int]] = (),
+        by_status: Mapping[int, int] | None = None,
+        latencies: LatencyHistogram | None = None,
     ) -> None:
-        """`recorded` are the (start, stop) that have records from an earlier life of the daemon."""
+        """`recorded` are the (start, stop) that have records from an earlier life of the daemon, `by_status` counts
+        these, and `latencies` theirs, which is taken over."""
         self.total = total
         self.options = options
-        self.recorded = 0
-        self.by_status: Counter[int] = Counter()
-        self.latencies = LatencyHistogram()
+        self.by_status: Counter[int] = Counter(by_status)
+        self.recorded = self.by_status.total()
+        self.latencies = latencies or LatencyHistogram()
         self.finished = False
         self._attempts_max = attempts_max
         self._pending = list(_gaps(total, attempt, recorded))
@@ -136,7 +139,7 @@ class BatchProgress:
     # --- what happened
 
     def count(self, statuses: Sequence[int], latencies_us: Iterable[int]) -> None:
-        """Count records, of this life or an earlier one."""
+        """Count records."""
         self.recorded += len(statuses)
         self.by_status.update(statuses)
         self.latencies.add(latencies_us)

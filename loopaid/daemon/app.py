@@ -1,6 +1,6 @@
 """The daemon from the outside in: what it is made of, in the order in which it opens. Read this first.
 
-    journals ⊃ provider ⊃ recorders ⊃ pools ⊃ catalog, batches, intake ⊃ listener
+    journals ⊃ provider ⊃ recorders ⊃ pools ⊃ catalog, history, batches, intake ⊃ listener
 
 Leaving closes in reverse: the listener stops accepting, batches get a deadline, sessions end, the recorders commit
 what is left, the journals sync and close. What fails outside us (sessions, connections) is restarted where it is
@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,16 +23,18 @@ import trio
 from loopaid.actors.batch import Surroundings
 from loopaid.actors.batches import Batches, open_batches
 from loopaid.actors.catalog import Catalog
+from loopaid.actors.history import History, open_history
 from loopaid.actors.intake import Intake, open_intake
 from loopaid.actors.pools import Pools, open_pools
 from loopaid.actors.recorder import Recorder, open_recorder
-from loopaid.actors.recovery import Recovery
+from loopaid.actors.recovery import Recovery, found_batch
 from loopaid.actors.worker import RunBlocking
 from loopaid.config import Config
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
 from loopaid.daemon.lock import owned
 from loopaid.journal.disk import REAL_DISK, Disk
+from loopaid.journal.index import INDEX_NAME
 from loopaid.journal.store import Store, open_store
 from loopaid.model import Language
 from loopaid.providers.base import Provider
@@ -52,6 +55,7 @@ class Daemon(msgspec.Struct, frozen=True):
     provider: Provider
     pools: Pools
     catalog: Catalog
+    history: History
     batches: Batches
     intake: Intake
     recorder: Recorder
@@ -71,7 +75,15 @@ async def open_daemon(config: Config, state_dir: Path, *, disk: Disk = REAL_DISK
     ):
         async with (
             open_local_provider(config, session_tag(state_dir)) as provider,
-            open_actors(config, state_dir, catalog_store, store, provider, was_killed=was_killed) as daemon,
+            open_actors(
+                config,
+                state_dir,
+                catalog_store,
+                store,
+                provider,
+                index_path=state_dir / "records" / INDEX_NAME,
+                was_killed=was_killed,
+            ) as daemon,
         ):
             yield daemon
 
@@ -84,11 +96,12 @@ async def open_actors(
     store: Store,
     provider: Provider,
     *,
+    index_path: Path | None,
     was_killed: bool,
     wall_time: Callable[[], float] = time.time,
     run_blocking: RunBlocking | None = None,
 ) -> AsyncIterator[Daemon]:
-    """All that works, on journals and sessions from outside, which stay the caller's.
+    """All that works, on journals and sessions from outside, which stay the caller's; None keeps the index in memory.
 
     `was_killed` says that the daemon before this one did not end in good order. `wall_time` is Unix seconds.
     """
@@ -101,14 +114,16 @@ async def open_actors(
         catalog = Catalog(catalog_recorder, wall_time, source_bytes_max=config.limits.source_bytes_max)
         catalog.replay(catalog_store)
         around = Surroundings(recorder, pools, wall_time, config.execution.attempts_max)
+        make_batch = partial(found_batch, catalog, around)
         async with (
-            open_batches(around, attached_grace_s=config.batch.attached_grace_s) as batches,
+            open_history(index_path, around, make_batch, run_blocking) as (history, replay),
+            open_batches(around, history, attached_grace_s=config.batch.attached_grace_s) as batches,
             open_intake(config, catalog, batches, around, provider) as intake,
         ):
             policy = config.daemon.recovery
-            Recovery(catalog, batches, intake, around, policy, was_killed=was_killed).run()
+            Recovery(replay, batches, intake, around, policy, was_killed=was_killed).run()
             recorder.on_full = batches.stop_windows
-            yield Daemon(config, state_dir, wall_time(), provider, pools, catalog, batches, intake, recorder)
+            yield Daemon(config, state_dir, wall_time(), provider, pools, catalog, history, batches, intake, recorder)
 
 
 async def drain(daemon: Daemon) -> None:

@@ -137,6 +137,11 @@ class Store:
         return f"<Store {self._directory} {state}, {self.recovery.frames + self._frames_committed} frames>"
 
     @property
+    def id(self) -> bytes:
+        """Random, and the same for ever."""
+        return self._store_id
+
+    @property
     def start(self) -> int:
         """Position of the first frame there is."""
         return make_position(self.recovery.first_segment, HEADER_BYTES)

@@ -143,11 +143,12 @@ async def open_small_daemon(
     disk: Disk | None = None,
     provider: FakeProvider | None = None,
     run_blocking: RunBlocking = at_once,
+    index_path: Path | None = None,
     was_killed: bool = True,
 ) -> AsyncIterator[SmallDaemon]:
     """A daemon on the journals of `disk`, which may be those of an earlier one. Raises JournalError.
 
-    `was_killed` says how that one ended.
+    `was_killed` says how that one ended. The index is on the real disk, or in memory.
     """
     config, disk, provider = config or Config(), disk or SimDisk(), provider or FakeProvider()
     disk.mkdir(str(STATE_DIR))
@@ -159,6 +160,7 @@ async def open_small_daemon(
             catalog,
             records,
             provider,
+            index_path=index_path,
             was_killed=was_killed,
             wall_time=wall_time,
             run_blocking=run_blocking,

@@ -153,10 +153,12 @@ class Exec(Request, frozen=True, tag="exec"):
 
 
 class ListBatches(Request, frozen=True, tag="batch.list"):
-    """The newest `limit`."""
+    """The newest `limit` of those in `state` and of `task`; `before` a batch's id, which goes on where a list ended."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=BATCHES_LISTED_MAX)] = 50
     state: BatchState | None = None
+    task: str | None = None
+    before: str | None = None
 
 
 class ShowBatch(Request, frozen=True, tag="batch.show"):

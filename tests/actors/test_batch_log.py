@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loopaid.actors import records
 from loopaid.actors.batch_log import BatchLog
 from loopaid.journal.record import Frame
-from loopaid.model import ItemStatus
+from loopaid.model import STATUSES, ItemStatus
 from loopaid.wire.messages import EncodedResultBlock, ItemsChunk
 from loopaid.wire.rows import encode_block, range_block
 
@@ -50,7 +50,7 @@ def add_chunk(log: BatchLog, pages: Pages, items: ItemsChunk) -> None:
 
 def add_block(log: BatchLog, pages: Pages, first: int, count: int) -> None:
     block = range_block("b", first, count, attempt=1, status=ItemStatus.SKIPPED, error=None, decided_at=0.0)
-    log.add_block(pages.put(encode_block(block)), first, count)
+    log.add_block(pages.put(encode_block(block)), first, count, [STATUSES.index(ItemStatus.SKIPPED)])
 
 
 def test_inputs_are_read_back_a_chunk_at_a_time(log: BatchLog, pages: Pages) -> None:

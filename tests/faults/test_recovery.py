@@ -19,6 +19,7 @@ from loopaid.actors.intake import RECEIVING_TIMEOUT_S
 from loopaid.config import Config, load_config
 from loopaid.daemon.app import drain, open_daemon
 from loopaid.errors import ErrorCode, JournalCorrupt, JournalLocked, LoopaidError
+from loopaid.journal.index import Selection
 from loopaid.journal.record import split_position
 from loopaid.model import BatchState, Item
 from loopaid.testing.daemon_process import DaemonEnded, open_daemon_process, verify_log
@@ -431,7 +432,7 @@ async def test_a_torn_tail_is_survived_and_told(tmp_path: Path, caplog: pytest.L
         assert "a torn tail of" in caplog.text
         assert "00000001.log.torn-" in caplog.text
         assert daemon.recorder.store.statistics().torn_files == 1
-        last, *earlier = daemon.batches.all(None)
+        last, *earlier = await daemon.batches.page(Selection(), 100)
         with trio.fail_after(30):
             while not last.state.is_final:  # its end was torn off
                 await last.changed.wait()

@@ -130,7 +130,7 @@ async def test_batches_are_found_by_id_prefix_and_last(client: Client, push: Pus
         await client.show_batch(batch_ids[0][:2])
     assert (refused.value.code, refused.value.message) == (
         ErrorCode.INVALID_REQUEST,
-        f"3 batches begin with '{batch_ids[0][:2]}'; give more of the id",
+        f"several batches begin with '{batch_ids[0][:2]}'; give more of the id",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from itertools import islice
 
 import msgspec
 import trio
@@ -13,6 +12,7 @@ from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
 from loopaid.daemon.handlers.catalog import owner_of
 from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.journal.index import Selection
 from loopaid.model import BatchState, BatchSummary
 from loopaid.wire import messages as m
 
@@ -142,11 +142,18 @@ async def _leased(daemon: Daemon, batch: Batch) -> None:
         )
 
 
-def list_batches(daemon: Daemon, call: Call, request: m.ListBatches) -> m.BatchList:
-    found = daemon.batches.all(call.peer.scope)
-    if request.state is not None:
-        found = (batch for batch in found if batch.state is request.state)
-    return m.BatchList(batches=[batch.summary() for batch in islice(found, request.limit)])
+async def list_batches(daemon: Daemon, call: Call, request: m.ListBatches) -> m.BatchList:
+    uid, task = selected_task(call, request.task)
+    selection = Selection(uid=uid, task=task, state=request.state, before=request.before)
+    batches = await daemon.batches.page(selection, request.limit)
+    return m.BatchList(batches=[batch.summary() for batch in batches])
+
+
+def selected_task(call: Call, task: str | None) -> tuple[int | None, str | None]:
+    """The (uid, task) that a list is of; an admin sees everybody's tasks of a name, unless it says whose."""
+    if task is None or (call.peer.is_admin and ":" not in task):
+        return call.peer.scope, task
+    return owner_of(call, task)
 
 
 def show_batch(daemon: Daemon, call: Call, request: m.ShowBatch) -> BatchSummary:

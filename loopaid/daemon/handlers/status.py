@@ -24,6 +24,8 @@ def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
         problems += [trouble] if trouble else []
     if recorder.health != "healthy":
         problems.append(f"the log is {recorder.health}")
+    if daemon.history.problem:
+        problems.append(daemon.history.problem)
     return m.DaemonStatus(
         software=f"loopaid {loopaid.__version__}",
         pid=os.getpid(),
@@ -33,7 +35,7 @@ def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
         sandbox=provider.sandbox,
         problems=problems,
         languages=provider.versions(),
-        batches_by_state=dict(Counter(str(batch.state) for batch in daemon.batches.all(None))),
+        batches_by_state=_batches_by_state(daemon),
         connections=listener.connections,
         rss_bytes=_rss_bytes(),
         pools=[daemon.pools.statistics(language) for language in daemon.pools.languages],
@@ -47,7 +49,6 @@ def get_log_info(daemon: Daemon) -> m.LogInfo:
 
 def _log_info(daemon: Daemon) -> m.LogInfo:
     statistics = daemon.recorder.store.statistics()
-    batches = list(daemon.batches.all(None))
     free = os.statvfs(daemon.state_dir)
     return m.LogInfo(
         directory=str(daemon.state_dir / "records"),
@@ -57,12 +58,18 @@ def _log_info(daemon: Daemon) -> m.LogInfo:
         frames=statistics.frames,
         commits=statistics.commits,
         commit_seconds=statistics.commit_seconds,
-        records=sum(batch.log.recorded for batch in batches),
-        batches=len(batches),
+        records=daemon.history.totals.records + sum(batch.log.recorded for batch in daemon.batches.in_memory(None)),
+        batches=sum(_batches_by_state(daemon).values()),
         torn_tails=statistics.torn_files,
         free_bytes=free.f_bavail * free.f_frsize,
         health=daemon.recorder.health,
     )
+
+
+def _batches_by_state(daemon: Daemon) -> dict[str, int]:
+    counted = Counter(daemon.history.totals.by_state)
+    counted.update([str(batch.state) for batch in daemon.batches.in_memory(None)])
+    return dict(counted)
 
 
 def _rss_bytes() -> int:
