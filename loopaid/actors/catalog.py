@@ -74,6 +74,11 @@ class Catalog:
                 ErrorCode.TASK_NOT_FOUND, f"there is no task {name!r}; `loopai task create {name}` makes one"
             ) from None
 
+    def sampling_rate(self, uid: int, name: str) -> float:
+        """That of a task; of one that is not there yet, what it would have."""
+        known = self._tasks.get((uid, name))
+        return known.sampling_rate if known is not None else 0.0
+
     async def put_task(self, uid: int, name: str, sampling_rate: float | None, *, create_only: bool) -> Task:
         if not _NAME.match(name) or len(name) > TASK_NAME_CHARS_MAX:
             raise LoopaidError(
@@ -120,6 +125,24 @@ class Catalog:
             )
         return versions[wanted - 1]
 
+    def propose(
+        self, uid: int, name: str, source: str, language: Language, shape: Shape | None, *, if_changed: bool
+    ) -> tuple[Artifact, bool]:
+        """What `push` would answer, with nothing stored. The task need not be there."""
+        versions = self._artifacts.get((uid, name), [])
+        if (size := len(source.encode("utf-8", "surrogatepass"))) > self._source_bytes_max:
+            raise LoopaidError(
+                ErrorCode.LIMIT_EXCEEDED,
+                f"the source has {size} bytes, more than {self._source_bytes_max}",
+                path="source",
+            )
+        shape = shape or detect_shape(source)
+        digest = hashlib.sha256(f"{language}\0{shape}\0{source}".encode()).hexdigest()
+        if if_changed and versions and versions[-1].digest == digest:
+            return versions[-1], False
+        version = len(versions) + 1
+        return Artifact(uid, name, version, language, shape, source, digest, self._wall_time()), True
+
     async def push(
         self,
         uid: int,
@@ -132,23 +155,10 @@ class Catalog:
         if_changed: bool,
     ) -> tuple[Artifact, bool]:
         """Store a version; with `if_changed` answer the last one when it is the same, and False."""
-        versions = self.versions(uid, name)
-        if (size := len(source.encode("utf-8", "surrogatepass"))) > self._source_bytes_max:
-            raise LoopaidError(
-                ErrorCode.LIMIT_EXCEEDED,
-                f"the source has {size} bytes, more than {self._source_bytes_max}",
-                path="source",
-            )
+        self.task(uid, name)
+        artifact, created = self.propose(uid, name, source, language, shape, if_changed=if_changed)
         self._recorder.check_accepting()
-        shape = shape or detect_shape(source)
-        digest = hashlib.sha256(f"{language}\0{shape}\0{source}".encode()).hexdigest()
-        if if_changed and versions and versions[-1].digest == digest:
-            artifact, created = versions[-1], False
-        else:
-            artifact, created = (
-                Artifact(uid, name, len(versions) + 1, language, shape, source, digest, self._wall_time()),
-                True,
-            )
+        if created:
             self._apply_artifact(artifact)
             self._recorder.append(records.ARTIFACT, records.encode(artifact))
         if activate and self.active_version(uid, name) != artifact.version:

@@ -23,7 +23,7 @@ from loopaid.config import Config
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchOptions, Isolation, Language, RequestedOptions
 from loopaid.providers.base import Provider
-from loopaid.wire.messages import Exec, ItemsChunk, OpenBatch, SubmitBatch
+from loopaid.wire.messages import CheckBatch, Exec, ItemsChunk, OpenBatch, SubmitBatch
 
 log = logging.getLogger(__name__)
 
@@ -121,12 +121,9 @@ class Intake:
     def add_items(self, batch: Batch, chunk: ItemsChunk, *, deferred: bool = False) -> None:
         """Append a chunk; it is durable when the recorder has committed."""
         receiving = self._receiving_of(batch)
-        limits = self._config
-        chunk = check_chunk(chunk, received=batch.log.received, input_bytes_max=limits.limits.input_bytes_max)
-        if batch.log.received + chunk.count > limits.batch.items_max:
-            raise LoopaidError(
-                ErrorCode.LIMIT_EXCEEDED, f"a batch has at most items_max = {limits.batch.items_max} items"
-            )
+        input_bytes_max = self._config.limits.input_bytes_max
+        chunk = check_chunk(chunk, received=batch.log.received, input_bytes_max=input_bytes_max)
+        self._check_total(batch.log.received + chunk.count)
         self._around.recorder.check_accepting()
         receiving.add(batch, chunk)
         items = records.BatchItems(batch.id, chunk)
@@ -227,6 +224,19 @@ class Intake:
             self.drop(batch, f"no items came for {RECEIVING_TIMEOUT_S:.0f} s")
 
     # --- checks
+
+    def check(self, language: Language, request: CheckBatch) -> BatchOptions:
+        """The options that a batch would run with. Raises what `open` and `add_items` would."""
+        options = request.options.over(self._defaults())
+        self._check_possible(language, options)
+        check_rate(request.sampling_rate)
+        self._check_total(request.total)
+        return options
+
+    def _check_total(self, total: int) -> None:
+        items_max = self._config.batch.items_max
+        if total > items_max:
+            raise LoopaidError(ErrorCode.LIMIT_EXCEEDED, f"a batch has at most items_max = {items_max} items")
 
     def _defaults(self) -> BatchOptions:
         execution = self._config.execution

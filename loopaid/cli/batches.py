@@ -8,13 +8,14 @@ import click
 
 from loopaid.cli import options as shared
 from loopaid.cli.exit_codes import ExitCode
-from loopaid.cli.items import ItemFile, open_items
+from loopaid.cli.items import open_items
 from loopaid.cli.objects import accepted_object, batch_object
 from loopaid.cli.render import print_list, print_object
 from loopaid.cli.results import Tally, is_selected, open_writer
 from loopaid.cli.settings import Settings, Verbs, pass_settings
 from loopaid.cli.time_limit import TimeIsUp, time_limit
-from loopaid.cli.watch import deliver, find_failures, finish
+from loopaid.cli.views import batch_view
+from loopaid.cli.watch import await_end, deliver, find_failures, finish
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchState
 from loopaid.wire.messages import BATCHES_LISTED_MAX
@@ -73,12 +74,14 @@ def submit(
             settings.note(f"{items.name} has no items: nothing to run")
             return ExitCode.OK
         with settings.client() as client:
-            if language or dry_run:
+            if language:
                 version = _check_artifact(client, name, version, language)
-            if dry_run:
-                _print_plan(settings, f"{name}@{version}", items, options)
-                return ExitCode.OK
             with items.naming_lines():
+                if dry_run:
+                    rate = key["sampling_rate"]
+                    plan = client.check_batch(name, items, version=version, sampling_rate=rate, **options)
+                    shared.print_plan(settings, plan)
+                    return ExitCode.OK
                 accepted = client.submit_batch(name, items, version=version, **key, **options)
             if follow:
                 return _stream(client, settings, accepted.batch_id, out=out, as_completed=as_completed)
@@ -86,6 +89,8 @@ def submit(
                 settings.note(f"batch {accepted.batch_id} is accepted; Ctrl-C leaves it running")
                 return _wait(client, settings, accepted.batch_id)
     print_object(settings, accepted_object(accepted), accepted.batch_id)
+    if settings.output_of_objects() == "table":
+        settings.note(f"to follow it: {settings.command('batch', 'follow', accepted.batch_id)}")
     return ExitCode.OK
 
 
@@ -119,7 +124,7 @@ def show(settings: Settings, /, batch_id: str) -> None:
     """
     with settings.client() as client:
         summary = client.show_batch(batch_id)
-    print_object(settings, batch_object(summary), summary.batch_id)
+    print_object(settings, batch_object(summary), summary.batch_id, batch_view(summary))
 
 
 @batch.command()
@@ -206,11 +211,6 @@ def _check_artifact(client: BlockingClient, name: str, version: int | None, lang
     return artifact.version
 
 
-def _print_plan(settings: Settings, artifact: str, items: ItemFile, options: dict[str, Any]) -> None:
-    plan = {"dry_run": True, "artifact": artifact, "items": items.count, "options": options}
-    print_object(settings, plan, artifact)
-
-
 def _stream(
     client: BlockingClient,
     settings: Settings,
@@ -241,16 +241,17 @@ def _stream(
 def _wait(client: BlockingClient, settings: Settings, batch_id: str, timeout_s: float | None = None) -> ExitCode:
     try:
         with time_limit(timeout_s):
-            summary = client.wait_batch(batch_id)
+            summary = await_end(settings, client, batch_id)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(_goes_on(settings, batch_id))
         raise
     except TimeIsUp:
         settings.note(f"batch {batch_id} had not ended after {timeout_s:g} s")
         return ExitCode.WAIT_TIMED_OUT
-    print_object(settings, batch_object(summary), summary.batch_id)
+    print_object(settings, batch_object(summary), summary.batch_id, batch_view(summary))
     rest = settings.command("batch", "results", summary.batch_id, "--only", "failed")
-    return finish(settings, summary, find_failures(client, summary), rest)
+    shown = settings.output_of_objects() == "table"
+    return finish(settings, summary, find_failures(client, summary), rest, with_summary=not shown)
 
 
 def _goes_on(settings: Settings, batch_id: str, *words: str) -> str:

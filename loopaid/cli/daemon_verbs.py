@@ -13,8 +13,8 @@ from loopaid.cli.exit_codes import ExitCode
 from loopaid.cli.objects import JsonObject, log_object, status_object
 from loopaid.cli.render import print_object
 from loopaid.cli.settings import Settings, Verb, Verbs, pass_settings
+from loopaid.cli.views import status_view
 from loopaid.errors import DaemonUnreachable
-from loopaid.wire.messages import DaemonStatus
 
 _RUNNING: Final = "running"
 SCENARIOS: Final = ("throughput", "million", "interactive", "slow-client", "startup", "all")
@@ -32,32 +32,8 @@ def status(settings: Settings) -> ExitCode:
     with settings.client() as client:
         answer = client.status()
     healthy = answer.state == _RUNNING and not answer.problems
-    print_object(settings, status_object(answer, healthy=healthy), answer.state, _for_a_person(answer))
+    print_object(settings, status_object(answer, healthy=healthy), answer.state, status_view(answer))
     return ExitCode.OK if healthy else ExitCode.FAILED
-
-
-def _for_a_person(answer: DaemonStatus) -> JsonObject:
-    shown: JsonObject = {
-        "daemon": f"{answer.state}, pid {answer.pid}, {answer.software}, up {answer.uptime_s:.0f} s",
-        "problems": "; ".join(answer.problems) or "none",
-        "languages": _pairs(answer.languages),
-        "sandbox": answer.sandbox,
-        "batches": _pairs(answer.batches_by_state) or "none",
-        "connections": answer.connections,
-        "memory": f"{answer.rss_bytes / 1e6:.1f} MB",
-        "log": f"{answer.log.health}, {answer.durability}, {answer.log.records} records, "
-        f"{answer.log.bytes / 1e6:.1f} MB, {answer.log.free_bytes / 1e9:.1f} GB free",
-    }
-    for pool in answer.pools:
-        shown[f"pool {pool.language}"] = (
-            f"{pool.total} of {pool.size_max} sessions: {pool.active} active, {pool.idle} idle, {pool.spares} spare; "
-            f"{pool.created} created, {pool.reused} reused"
-        )
-    return shown
-
-
-def _pairs(counts: dict[str, str] | dict[str, int]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in counts.items())
 
 
 @click.group(cls=Verbs)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+import msgspec
 
 from loopaid.cli.items import FORMATS
+from loopaid.cli.render import print_object
+from loopaid.cli.results import PART_SUFFIX
+from loopaid.cli.settings import Settings
+from loopaid.cli.views import plan_view
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import MAX_CONCURRENCY, PRIORITY_MAX, BatchOptions, Isolation, Language, Shape
+from loopaid.wire.messages import BatchPlan
 
 F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULTS: Final = BatchOptions()
@@ -57,7 +64,11 @@ _BATCH: Final = (
     click.option("--stop-on-first-error", is_flag=True, default=None, help="Skip what has not begun after a failure."),
     click.option("--idempotency-key", metavar="KEY", help="The same key answers with the same batch."),
     click.option("--sampling-rate", type=click.FloatRange(0, 1), help="Instead of the task's, for this batch."),
-    click.option("--out", type=click.Path(dir_okay=False), help="Write the results to this file."),
+    click.option(
+        "--out",
+        type=click.Path(dir_okay=False),
+        help="Write the results to this file, once all are there.",
+    ),
     click.option("--as-completed", is_flag=True, help="Results in the order they complete, not of submission."),
     click.option("--dry-run", is_flag=True, help="Check items and options, say what would run, and run nothing."),
 )
@@ -107,8 +118,16 @@ def language_of(path: str, chosen: str | None) -> Language:
     return Language(chosen) if chosen else _LANGUAGE_OF_SUFFIX.get(Path(path).suffix, Language.PYTHON)
 
 
+def print_plan(settings: Settings, plan: BatchPlan) -> None:
+    """What a dry run found out."""
+    described = {"dry_run": True, **msgspec.to_builtins(plan)}
+    described["options"] = msgspec.structs.asdict(plan.options)
+    print_object(settings, described, f"{plan.task}@{plan.version}", plan_view(plan))
+
+
 def refuse_overwriting(out: str | None, *inputs: str) -> None:
     """Results must not replace the file they are made from."""
-    for path in inputs:
-        if out and path != "-" and os.path.exists(out) and os.path.samefile(out, path):
+    written = [out, os.path.realpath(out) + PART_SUFFIX] if out else []
+    for path, place in itertools.product(inputs, written):
+        if path != "-" and os.path.exists(place) and os.path.samefile(place, path):
             raise click.BadParameter(f"{out} is read by this command too", param_hint="--out")

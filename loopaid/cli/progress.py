@@ -9,14 +9,17 @@ from time import monotonic
 from typing import IO, Final
 
 _INTERVAL_S: Final = 0.1
+_SHORTEST_S: Final = 1e-3
 _ERASE_LINE: Final = "\r\x1b[K"
 
 
 class Progress:
-    """Shows nothing before the first `update`. Leaving the block erases the line."""
+    """Shows nothing before the first `update`. Leaving the block erases the line. `done` of `total` were there before,
+    and say nothing about the pace."""
 
-    def __init__(self, total: int, stream: IO[str], clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, total: int, stream: IO[str], clock: Callable[[], float] = monotonic, *, done: int = 0) -> None:
         self._total = total
+        self._done_before = done
         self._stream = stream
         self._clock = clock
         self._began = clock()
@@ -36,12 +39,12 @@ class Progress:
             return
         self._shown_at = now
         columns = shutil.get_terminal_size().columns
-        self._stream.write(_ERASE_LINE + progress_text(done, failed, self._total, now - self._began)[: columns - 1])
+        rate = (done - self._done_before) / max(now - self._began, _SHORTEST_S)
+        self._stream.write(_ERASE_LINE + progress_text(done, failed, self._total, rate)[: columns - 1])
         self._stream.flush()
 
 
-def progress_text(done: int, failed: int, total: int, elapsed_s: float) -> str:
-    rate = done / elapsed_s if elapsed_s > 0 else 0.0
+def progress_text(done: int, failed: int, total: int, rate: float) -> str:
     left = clock_text((total - done) / rate) if rate else "?"
     return f"{done:,} of {total:,} done, {failed:,} failed, {rate:,.0f} items/s, {left} left"
 

@@ -20,14 +20,15 @@ _PIPE_WIDTH: Final = 200
 
 
 def print_object(settings: Settings, described: JsonObject, name: str, shown: JsonObject | None = None) -> None:
-    """Print one object. `name` is what `--output quiet` prints of it, `shown` what a person gets instead."""
+    """Print one object. `name` is what `--output quiet` prints of it, `shown` what a person gets who did not ask
+    for all of it with `--verbose`."""
     match settings.output_of_objects():
         case "json" | "ndjson":
             _write(json_text(described))
         case "quiet":
             _write(printable(name))
         case _:
-            rows = described if shown is None else shown
+            rows = described if shown is None or settings.verbose else shown
             width = max(map(len, rows), default=0)
             for key, value in rows.items():
                 _write(f"{key:<{width}}  {_cell(value, width + 2)}")

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 from typing import IO, TYPE_CHECKING, Final
 
 from loopaid.cli.render import printable
+from loopaid.cli.views import counted
 from loopaid.model import BatchSummary
 
 if TYPE_CHECKING:
     from loopaid.client.results import Result
 
+PART_SUFFIX: Final = ".part"
 EXAMPLES_MAX: Final = 3
+KINDS_SHOWN_MAX: Final = 10
+KINDS_MAX: Final = 1000
+"""Kinds that are told apart; a program may make up as many types of errors as it likes."""
 _OUTPUT_COLUMNS: Final = 100
 
 
@@ -46,12 +53,33 @@ class ResultWriter:
 @contextlib.contextmanager
 def open_writer(out: str | None, output: str) -> Iterator[ResultWriter]:
     """Write to the file `out`, or to stdout. A JSON array is closed only when all went well."""
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(out, "wb")) if out else sys.stdout.buffer
+    with _replacement(out) if out else contextlib.nullcontext(sys.stdout.buffer) as file:
         writer = ResultWriter(file, output, is_stdout=out is None)
         yield writer
         if output == "json":
             writer.close_array()
+
+
+@contextlib.contextmanager
+def _replacement(path: str) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when all is in it; until then, and if it fails, it has `.part` in its
+    name. What is no regular file is written as it is."""
+    target = os.path.realpath(path)
+    if os.path.exists(target) and not os.path.isfile(target):
+        with open(target, "wb") as file:
+            yield file
+        return
+    part = target + PART_SUFFIX
+    with open(part, "wb") as file:
+        try:
+            yield file
+        except BaseException as error:
+            if file.tell():
+                error.add_note(f"the results until then are in {part}")
+            else:
+                os.unlink(part)
+            raise
+    os.replace(part, target)
 
 
 class Tally:
@@ -61,23 +89,39 @@ class Tally:
         self.seen = 0
         self.failed = 0
         self.kinds: Counter[tuple[str, str]] = Counter()
-        self.examples: list[Result] = []
+        self._first: dict[tuple[str, str], list[Result]] = {}
 
     def add(self, results: Iterable[Result]) -> None:
         for result in results:
             self.seen += 1
             if not result.success:
                 self.failed += 1
-                self.kinds[result.status, result.error.type if result.error else ""] += 1
-                if len(self.examples) < EXAMPLES_MAX:
-                    self.examples.append(result)
+                kind = (result.status, result.error.type if result.error else "")
+                if len(self.kinds) >= KINDS_MAX and kind not in self.kinds:
+                    kind = (result.status, "of other types")
+                self.kinds[kind] += 1
+                if len(self._first) < EXAMPLES_MAX or kind in self._first:
+                    first = self._first.setdefault(kind, [])
+                    if len(first) < EXAMPLES_MAX:
+                        first.append(result)
+
+    def examples(self) -> list[Result]:
+        """A few failures: of as many kinds as there are, then more of the same; in the order of their items."""
+        rounds = zip_longest(*self._first.values())
+        found = [result for each in rounds for result in each if result is not None]
+        return sorted(found[:EXAMPLES_MAX], key=lambda result: result.index)
 
     def report(self, *, verbose: bool) -> str:
         """Several lines, without a newline at the end. With `verbose` the examples show all they have."""
-        lines = [f"{number:>8}  {status}  {kind}".rstrip() for (status, kind), number in self.kinds.most_common()]
-        if self.examples:
+        shown = self.kinds.most_common(KINDS_SHOWN_MAX)
+        lines = [f"{number:>8}  {status}  {printable(kind)}".rstrip() for (status, kind), number in shown]
+        if len(self.kinds) > len(shown):
+            rest = self.failed - sum(number for _, number in shown)
+            lines.append(f"{rest:>8}  of {len(self.kinds) - len(shown)} other kinds")
+        examples = self.examples()
+        if examples:
             lines.append("for example:")
-        for result in self.examples:
+        for result in examples:
             lines.append(f"  {printable(result.id)}: {_what_happened(result)}")
             if verbose:
                 lines += _details(result)
@@ -86,7 +130,7 @@ class Tally:
 
 def summary_line(batch: BatchSummary) -> str:
     """`batch b: 200 items in 1.20 s (166.7/s): 197 ok, 2 program_error, 1 timeout`."""
-    counts = ", ".join(f"{number} {status}" for status, number in batch.by_status.items() if number)
+    counts = counted(batch.by_status)
     text = f"batch {batch.batch_id} {batch.state}: {batch.recorded} of {batch.total} items"
     if batch.total_duration_ms:
         seconds = batch.total_duration_ms / 1000

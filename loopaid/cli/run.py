@@ -21,6 +21,7 @@ from loopaid.cli.objects import JsonObject
 from loopaid.cli.render import print_object
 from loopaid.cli.results import Tally, open_writer
 from loopaid.cli.settings import Settings, Verb, pass_settings
+from loopaid.cli.views import result_view
 from loopaid.cli.watch import deliver, finish
 from loopaid.errors import DaemonUnreachable, ErrorCode, LoopaidError
 from loopaid.model import TASK_NAME_CHARS_MAX, ItemStatus, Language
@@ -74,7 +75,16 @@ def run(
     what = _Program(_task_name(program), shared.language_of(program, language), shared.read_program(program))
     with open_items(items_path, items_format) as items:
         if dry_run:
-            print_object(settings, _plan(what, items, options), what.task)
+            with _open_client(settings, embedded=embedded, keep=False) as (client, _), items.naming_lines():
+                plan = client.check_batch(
+                    what.task,
+                    items,
+                    source=what.source,
+                    language=what.language,
+                    sampling_rate=how["sampling_rate"],
+                    **options,
+                )
+            shared.print_plan(settings, plan)
             return ExitCode.OK
         if not items.count:
             settings.note(f"{items.name} has no items: nothing to run")
@@ -151,16 +161,6 @@ def _task_name(program: str) -> str:
     return f"run/{stem}"[:TASK_NAME_CHARS_MAX]
 
 
-def _plan(program: _Program, items: ItemFile, options: dict[str, Any]) -> JsonObject:
-    return {
-        "dry_run": True,
-        "task": program.task,
-        "language": program.language,
-        "items": items.count,
-        "options": options,
-    }
-
-
 @click.command("exec", cls=Verb)
 @click.argument("task", metavar="TASK[@N]")
 @click.option("--input", "text", metavar="JSON", required=True, help="The input; - reads it from stdin.")
@@ -186,7 +186,7 @@ def exec_(settings: Settings, /, task: str, text: str, item_id: str | None, **gi
         result = client.exec(name, value, version=version, item_id=item_id, **options)
     described = result.as_dict()
     exact = described | {"output": msgspec.Raw(result.output_json)}
-    print_object(settings, exact, result.batch_id, described)
+    print_object(settings, exact, result.batch_id, described if settings.verbose else result_view(result))
     if result.success:
         return ExitCode.OK
     return ExitCode.CANCELLED if result.status == ItemStatus.CANCELLED else ExitCode.ITEMS_FAILED

@@ -44,6 +44,23 @@ def deliver(
                 progress.update(tally.seen, tally.failed)
 
 
+def await_end(settings: Settings, client: BlockingClient, batch_id: str) -> BatchSummary:
+    """Wait for the end of a batch; where somebody watches, by counting what comes in."""
+    if not is_wanted(quiet=settings.quiet or settings.errors_as_json, results_on_stdout=False):
+        return client.wait_batch(batch_id)
+    batch = client.show_batch(batch_id)
+    done, failed = batch.recorded, batch.recorded - batch.success_count
+    with (
+        client.results(batch.batch_id, cursor=done, order="completed") as stream,
+        Progress(batch.total, sys.stderr, done=done) as progress,
+    ):
+        for block in stream.blocks():
+            done += len(block)
+            failed += sum(not result.success for result in block)
+            progress.update(done, failed)
+        return stream.summary
+
+
 def find_failures(client: BlockingClient, batch: BatchSummary) -> Tally:
     """Look for the failures of a finished batch whose results nobody has read yet."""
     tally = Tally()
@@ -57,12 +74,19 @@ def find_failures(client: BlockingClient, batch: BatchSummary) -> Tally:
 
 
 def finish(
-    settings: Settings, batch: BatchSummary, tally: Tally, rest: str, more: JsonObject | None = None
+    settings: Settings,
+    batch: BatchSummary,
+    tally: Tally,
+    rest: str,
+    more: JsonObject | None = None,
+    *,
+    with_summary: bool = True,
 ) -> ExitCode:
     """Say on stderr how the batch went. `rest` is the command that shows all failures, `more` joins the JSON."""
     if settings.errors_as_json and not settings.quiet:
         click.echo(json_text({"summary": batch_object(batch), **(more or {})}), err=True)
-    settings.note(summary_line(batch))
+    if with_summary:
+        settings.note(summary_line(batch))
     if tally.failed:
         settings.note(tally.report(verbose=settings.verbose))
         settings.note(f"all of them: {rest}")

@@ -95,6 +95,7 @@ class Client:
     show_artifact = _verb(Verbs.show_artifact)
     activate_artifact = _verb(Verbs.activate_artifact)
     submit_batch = _verb(Verbs.submit_batch)
+    check_batch = _verb(Verbs.check_batch)
     exec = _verb(Verbs.exec)
     show_batch = _verb(Verbs.show_batch)
     list_batches = _verb(Verbs.list_batches)

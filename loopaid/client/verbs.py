@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Unpack
 
 from loopaid.client.flows import Flow, call, submission
-from loopaid.client.requests import OptionArguments, batch_options, encode_input, one_of
+from loopaid.client.requests import OptionArguments, batch_options, chunks, encode_input, one_of
 from loopaid.client.results import Result, result_of
 from loopaid.errors import ErrorCode
 from loopaid.model import BatchState, BatchSummary, Language, PoolStatistics, Shape
@@ -19,8 +19,10 @@ from loopaid.wire.messages import (
     ArtifactList,
     BatchAccepted,
     BatchList,
+    BatchPlan,
     CancelBatch,
     CancelRequested,
+    CheckBatch,
     DaemonStatus,
     DrainPool,
     Exec,
@@ -135,6 +137,32 @@ class Verbs:
             options=batch_options(options),
             input_bytes_max=self._input_bytes_max,
         )
+
+    def check_batch(
+        self,
+        task: str,
+        items: Iterable[object],
+        *,
+        version: int | None = None,
+        source: str | None = None,
+        language: str = "python",
+        sampling_rate: float | None = None,
+        **options: Unpack[OptionArguments],
+    ) -> Flow[BatchPlan]:
+        """What `submit_batch` would run; raises what it would raise, and neither stores nor runs anything.
+
+        With a `source` it is about that program as the task's next version; the task need not be there then.
+        """
+        request = CheckBatch(
+            task=task,
+            total=sum(chunk.count for chunk in chunks(items, self._input_bytes_max)),
+            version=version,
+            source=source,
+            language=one_of(Language, language, "language", ErrorCode.UNSUPPORTED_LANGUAGE),
+            options=batch_options(options),
+            sampling_rate=sampling_rate,
+        )
+        return call(request, BatchPlan)
 
     def exec(
         self,

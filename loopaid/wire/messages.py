@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 
 from loopaid.errors import ProtocolViolation
-from loopaid.model import BatchState, BatchSummary, Language, PoolStatistics, RequestedOptions, Shape
+from loopaid.model import BatchOptions, BatchState, BatchSummary, Language, PoolStatistics, RequestedOptions, Shape
 from loopaid.wire.rows import Block
 
 PROTOCOL_MIN: Final = 1
@@ -141,6 +141,18 @@ class SubmitBatch(Request, frozen=True, tag="batch.submit"):
     attached: bool = False
 
 
+class CheckBatch(Request, frozen=True, tag="batch.check"):
+    """Would a batch of `total` items be accepted now? `source` is a program that is not stored yet, and is not now."""
+
+    task: str
+    total: int
+    version: int | None = None
+    source: str | None = None
+    language: Language = Language.PYTHON
+    options: RequestedOptions = RequestedOptions()
+    sampling_rate: float | None = None
+
+
 class Exec(Request, frozen=True, tag="exec"):
     """Run one item and answer its result. Attached: cancelled when the connection goes away."""
 
@@ -232,6 +244,7 @@ AnyRequest = (
     | AddItems
     | CloseBatch
     | SubmitBatch
+    | CheckBatch
     | Exec
     | ListBatches
     | ShowBatch
@@ -302,6 +315,20 @@ class BatchAccepted(Reply, frozen=True):
     total: int
     state: BatchState
     durability: str
+
+
+class BatchPlan(Reply, frozen=True):
+    """What would run. `is_new`: this version is not stored yet."""
+
+    task: str
+    version: int
+    is_new: bool
+    language: Language
+    shape: Shape
+    digest: str
+    total: int
+    options: BatchOptions
+    sampling_rate: float
 
 
 class BatchList(Reply, frozen=True):

@@ -28,6 +28,7 @@ from loopaid.model import (
 from loopaid.wire.messages import (
     ArtifactInfo,
     BatchAccepted,
+    BatchPlan,
     CancelRequested,
     DaemonStatus,
     LogInfo,
@@ -184,6 +185,21 @@ class FakeClient:
         self.items = [(item.id, bytes(item.input)) for item in items]
         self._called("submit_batch", task, how)
         return BatchAccepted(batch_id="b17", total=len(self.items), state=BatchState.QUEUED, durability="durable")
+
+    def check_batch(self, task: str, items: Any, **how: Any) -> BatchPlan:
+        self.items = [(item.id, bytes(item.input)) for item in items]
+        self._called("check_batch", task, how)
+        return BatchPlan(
+            task=task,
+            version=how.get("version") or 3,
+            is_new=how.get("source") is not None,
+            language=Language.PYTHON,
+            shape=Shape.FUNCTION,
+            digest="d" * 64,
+            total=len(self.items),
+            options=BatchOptions(max_concurrency=4),
+            sampling_rate=how["sampling_rate"] or 0.0,
+        )
 
     @contextlib.contextmanager
     def run_batch(self, task: str, items: Any, **how: Any) -> Iterator[FakeStream]:

@@ -20,7 +20,7 @@ class Clock:
 
 
 def test_it_says_done_failed_rate_and_time_left() -> None:
-    assert progress_text(1_500, 3, 61_500, 2.0) == "1,500 of 61,500 done, 3 failed, 750 items/s, 1:20 left"
+    assert progress_text(1_500, 3, 61_500, 750.0) == "1,500 of 61,500 done, 3 failed, 750 items/s, 1:20 left"
     assert progress_text(0, 0, 10, 0.0) == "0 of 10 done, 0 failed, 0 items/s, ? left"
 
 
@@ -40,6 +40,14 @@ def test_the_line_is_rewritten_ten_times_a_second_at_most_and_erased_in_the_end(
         "\r\x1b[K3 of 10 done, 0 failed, 2 items/s, 0:04 left"
         "\r\x1b[K"
     )
+
+
+def test_what_was_done_before_says_nothing_about_the_pace() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress(1000, stream, clock, done=900) as progress:
+        clock.now = 110.0
+        progress.update(950, 0)
+    assert "950 of 1,000 done, 0 failed, 5 items/s, 0:10 left" in stream.getvalue()
 
 
 def test_nothing_is_written_if_nothing_was_shown() -> None:

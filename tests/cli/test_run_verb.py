@@ -14,6 +14,7 @@ import pytest
 from loopaid.model import BatchState, Language
 
 Run = Callable[..., Any]
+GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -106,6 +107,51 @@ def test_results_go_to_the_file_that_out_names(
     assert client.calls[3][2]["as_completed"] is True
 
 
+def test_a_run_that_fails_replaces_nothing_and_says_where_its_results_are(
+    loopai: Run, client: Any, program: str, items: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("older\n")
+    client.outcomes, client.interrupt_after = ["ok"] * 4, 2
+    ran = loopai("run", program, "--items", items, "--out", str(out))
+    assert (ran.exit_code, out.read_text()) == (130, "older\n")
+    assert f"the results until then are in {out}.part" in ran.stderr
+    assert len((tmp_path / "out.jsonl.part").read_text().splitlines()) == 2
+    client.interrupt_after = None
+    assert loopai("run", program, "--items", items, "--out", str(out)).exit_code == 0
+    assert len(out.read_text().splitlines()) == 4
+    assert not (tmp_path / "out.jsonl.part").exists()
+
+
+def test_a_run_that_fails_before_its_first_result_leaves_no_file(
+    loopai: Run, client: Any, program: str, items: str, tmp_path: Path
+) -> None:
+    client.interrupt_after = 0
+    assert loopai("run", program, "--items", items, "--out", str(tmp_path / "out.jsonl")).exit_code == 130
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_what_is_no_regular_file_is_written_as_it_is(loopai: Run, program: str, items: str, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("/dev/null")
+    assert loopai("run", program, "--items", items, "--out", str(tmp_path / "out")).exit_code == 0
+    assert os.readlink(tmp_path / "out") == "/dev/null"
+
+
+def test_a_link_stays_a_link_to_the_new_results(loopai: Run, program: str, items: str, tmp_path: Path) -> None:
+    (tmp_path / "real").touch()
+    (tmp_path / "out").symlink_to("real")
+    assert loopai("run", program, "--items", items, "--out", str(tmp_path / "out")).exit_code == 0
+    assert (os.readlink(tmp_path / "out"), len((tmp_path / "real").read_text().splitlines())) == ("real", 2)
+
+
+def test_out_never_replaces_in_passing_what_the_run_reads(
+    loopai: Run, client: Any, program: str, items: str, tmp_path: Path
+) -> None:
+    os.rename(items, f"{items}.part")
+    assert loopai("run", program, "--items", f"{items}.part", "--out", items).exit_code == 2
+    assert client.calls == []
+
+
 @pytest.mark.parametrize("target", ["items.jsonl", "my program.py"])
 def test_out_never_replaces_what_the_run_reads(
     loopai: Run, client: Any, program: str, items: str, tmp_path: Path, target: str
@@ -144,17 +190,24 @@ def test_items_can_come_from_stdin(
     assert client.items == [("1", b"1"), ("2", b"2")]
 
 
-def test_a_dry_run_speaks_to_nobody(loopai: Run, client: Any, program: str, items: str, tmp_path: Path) -> None:
+def test_a_dry_run_has_everything_checked_and_runs_nothing(
+    loopai: Run, client: Any, program: str, items: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     ran = loopai("run", program, "--items", items, "--timeout-ms", "50", "--dry-run", "--out", str(out))
-    assert ran.json == {
-        "dry_run": True,
-        "task": "run/my-program",
-        "language": "python",
-        "items": 2,
-        "options": {"timeout_ms": 50},
-    }
-    assert (client.calls, out.exists()) == ([], False)
+    assert ran.json == GOLDEN["plan"]
+    source = "def main(x):\n    return x\n"
+    how = {"source": source, "language": Language.PYTHON, "sampling_rate": None, "timeout_ms": 50}
+    assert client.calls == [("open", None), ("check_batch", "run/my-program", how), ("close",)]
+    assert (len(client.items), out.exists()) == (2, False)
+
+
+def test_a_dry_run_tells_a_person_what_would_run(loopai: Run, program: str, items: str) -> None:
+    assert loopai("run", program, "--items", items, "--dry-run", "--output", "table").stdout.splitlines() == [
+        "would run  run/my-program@3, python, function, a new version",
+        "items      2, all read and checked",
+        "options    isolation session, concurrency 4, timeout 30000 ms, priority 5, sampling rate 0",
+    ]
 
 
 def test_a_missing_program_is_wrong_usage(loopai: Run, client: Any, items: str) -> None:

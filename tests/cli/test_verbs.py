@@ -148,6 +148,26 @@ def test_exec_sends_the_input_as_it_is_and_the_options_that_were_given(loopai: R
     assert ("exec", "t", b'{"b": 1.0}', how) in client.calls
 
 
+def test_a_person_gets_what_a_program_made_of_one_input(loopai: Run, client: Any) -> None:
+    assert loopai("exec", "t", "--input", "1", "--output", "table").stdout.splitlines() == [
+        "status   ok",
+        'output   {"n": 1}',
+        "latency  1.5 ms",
+        "batch    b17",
+    ]
+    client.outcomes = ["program_error"]
+    assert loopai("exec", "t", "--input", "1", "--output", "table").stdout.splitlines() == [
+        "status     program_error",
+        "error      ValueError: no such category",
+        "traceback  Traceback ...",
+        "           ValueError",
+        "stdout     looked",
+        "latency    1.5 ms",
+        "batch      b17",
+    ]
+    assert "session_id" in loopai("exec", "t", "--input", "1", "--output", "table", "-v").stdout
+
+
 @pytest.mark.parametrize("text", ["", "{", "NaN", "1 2", "[" * 100_000])
 def test_exec_refuses_an_input_that_is_no_json(loopai: Run, client: Any, text: str) -> None:
     ran = loopai("exec", "t", "--input", text)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from loopaid.cli.results import Tally
 from loopaid.model import BatchState
 
 Run = Callable[..., Any]
@@ -86,8 +87,9 @@ def test_submit_with_a_language_refuses_another_one(loopai: Run, client: Any, it
 
 def test_a_dry_run_checks_everything_and_submits_nothing(loopai: Run, client: Any, items: str) -> None:
     ran = loopai("batch", "submit", "t", "--items", items, "--dry-run", "--priority", "7")
-    assert ran.json == {"dry_run": True, "artifact": "t@3", "items": 2, "options": {"priority": 7}}
-    assert [call[0] for call in client.calls] == ["open", "show_artifact", "close"]
+    assert (ran.json["dry_run"], ran.json["task"], ran.json["version"], ran.json["total"]) == (True, "t", 3, 2)
+    how = {"version": None, "sampling_rate": None, "priority": 7}
+    assert client.calls == [("open", None), ("check_batch", "t", how), ("close",)]
 
 
 def test_an_empty_item_file_is_nothing_to_do(loopai: Run, client: Any, tmp_path: Path) -> None:
@@ -149,6 +151,55 @@ def test_wait_that_is_interrupted_leaves_the_batch(loopai: Run, client: Any, mon
     ran = loopai("batch", "wait", "b")
     assert ran.exit_code == 130
     assert "the batch runs on; to follow it: loopai batch follow b\n" in ran.stderr
+
+
+def test_a_person_who_waits_sees_how_far_it_is(
+    loopai: Run, client: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("loopaid.cli.watch.is_wanted", lambda **_: True)
+    client.outcomes = ["ok", "timeout"]
+    ran = loopai("batch", "wait", "b")
+    assert (ran.exit_code, ran.json["failure_count"]) == (3, 1)
+    assert "4 of 2 done, 2 failed" in ran.stderr  # those that were there, and those that came
+    assert ("results", "b17", {"cursor": 2, "order": "completed"}) in client.calls
+
+
+def test_a_person_gets_the_lines_that_were_meant(loopai: Run, client: Any) -> None:
+    client.outcomes = ["ok", "program_error"]
+    ran = loopai("batch", "wait", "b", "--output", "table")
+    assert ran.stdout.splitlines() == [
+        "batch      b17, done",
+        "task       email-category@3, python",
+        "items      2 of 2: 1 ok, 1 program_error",
+        "submitted  2024-01-31T12:00:00.000000Z",
+        "took       1.25 s, 2 items/s, 2 sessions",
+        "per item   avg 1 ms, p50 1, p95 2, p99 2, max 2.5",
+        "options    isolation session, concurrency 4, timeout 30000 ms, priority 5",
+    ]
+    assert ran.stderr.startswith("       1  program_error  ValueError\n")
+    assert "digest" in loopai("batch", "show", "b", "--output", "table", "-v").stdout
+
+
+def test_examples_are_of_as_many_kinds_as_there_are(loopai: Run, client: Any) -> None:
+    client.outcomes = ["program_error"] * 5 + ["timeout", "ok", "skipped"]
+    lines = loopai("batch", "follow", "b").stderr.splitlines()
+    assert lines[lines.index("for example:") + 1 : -1] == [
+        "  0: program_error: ValueError: no such category",
+        "  5: timeout",
+        "  7: skipped",
+    ]
+
+
+def test_kinds_without_end_are_summed_up(results_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loopaid.cli.results.KINDS_MAX", 2)
+    monkeypatch.setattr("loopaid.cli.results.KINDS_SHOWN_MAX", 2)
+    tally = Tally()
+    tally.add(results_of(["timeout", "timeout", "program_error", "skipped", "cancelled"]))
+    assert tally.report(verbose=False).splitlines()[:3] == [
+        "       2  timeout",
+        "       1  program_error  ValueError",
+        "       2  of 2 other kinds",
+    ]
 
 
 def test_quiet_says_nothing_but_errors(loopai: Run, client: Any) -> None:

@@ -19,7 +19,7 @@ import trio
 from loopaid.client import BlockingClient, Client, open_client
 from loopaid.client.places import unreachable
 from loopaid.errors import DaemonUnreachable, ErrorCode, ErrorInfo, LoopaidError
-from loopaid.model import BatchState, BatchSummary, Language, PoolStatistics, RequestedOptions, Shape
+from loopaid.model import BatchOptions, BatchState, BatchSummary, Language, PoolStatistics, RequestedOptions, Shape
 from loopaid.wire.frames import FrameKind, encode_frame
 from loopaid.wire.messages import (
     ActivateArtifact,
@@ -27,8 +27,10 @@ from loopaid.wire.messages import (
     ArtifactList,
     BatchAccepted,
     BatchList,
+    BatchPlan,
     CancelBatch,
     CancelRequested,
+    CheckBatch,
     DrainPool,
     EncodedExecResult,
     Exec,
@@ -70,6 +72,17 @@ ARTIFACT = ArtifactInfo(
 )
 ACCEPTED = BatchAccepted(batch_id="b1", total=2, state=BatchState.QUEUED, durability="durable")
 CANCELLED = CancelRequested(batch_id="b1", state=BatchState.CANCELLED)
+PLAN = BatchPlan(
+    task="t",
+    version=1,
+    is_new=True,
+    language=Language.PYTHON,
+    shape=Shape.SCRIPT,
+    digest="d",
+    total=2,
+    options=BatchOptions(timeout_ms=5),
+    sampling_rate=1.0,
+)
 POOL = PoolStatistics(language="python", size_max=20, total=1, spares=1)
 DRAINED = PoolDrained(closed=1, pools=[POOL])
 LOG = LogInfo(
@@ -139,6 +152,14 @@ VERBS = [
         ),
         ACCEPTED,
         ACCEPTED,
+    ),
+    (
+        "check_batch",
+        ["t", "ab"],
+        {"source": "result = 1", "sampling_rate": 1.0, "timeout_ms": 5},
+        CheckBatch(task="t", total=2, source="result = 1", sampling_rate=1.0, options=RequestedOptions(timeout_ms=5)),
+        PLAN,
+        PLAN,
     ),
     ("list_batches", [], {}, ListBatches(), BatchList(batches=[]), []),
     (
@@ -220,6 +241,7 @@ async def test_a_refusal_is_raised_as_it_was_told(serve: Any, ask: Ask) -> None:
         ("list_batches", [], {"state": "lost"}, "INVALID_REQUEST", "state"),
         ("submit_batch", ["t", [1]], {"max_concurrency": 0}, "INVALID_CONCURRENCY", "options.max_concurrency"),
         ("exec", ["t", float("nan")], {}, "INVALID_REQUEST", "input"),
+        ("check_batch", ["t", ["", "x" * 100]], {}, "LIMIT_EXCEEDED", "items[1].input"),
         ("exec", ["t", "x" * 100], {}, "LIMIT_EXCEEDED", "input"),
         ("show_task", ["\udce9"], {}, "INVALID_REQUEST", None),
         ("push_artifact", ["t", "#" * (17 << 20)], {}, "FRAME_TOO_LARGE", None),

@@ -11,7 +11,7 @@ import pytest
 from loopaid.client import Client, open_client
 from loopaid.daemon.app import drain
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import BatchState, Item, RequestedOptions
+from loopaid.model import BatchState, Item, RequestedOptions, Shape
 from loopaid.wire.events import ReplyReceived
 from loopaid.wire.messages import (
     ITEMS_PER_CHUNK_MAX,
@@ -421,3 +421,44 @@ async def test_connections_beyond_those_allowed_are_closed(client: Client, conne
             assert await third.event() is None
         assert (await second.ask(GetStatus())).connections == 2
     assert (await client.status()).software.startswith("loopaid ")
+
+
+# --- asking without submitting
+
+
+@pytest.mark.settings(batch__items_max=5, batch__max_concurrency=3)
+async def test_a_check_says_what_would_run_and_leaves_nothing_behind(client: Client, push: Push) -> None:
+    await push(ECHO, sampling_rate=0.5)
+    plan = await client.check_batch("t", [1, 2], timeout_ms=7)
+    assert (plan.task, plan.version, plan.is_new, plan.shape, plan.total) == ("t", 1, False, Shape.FUNCTION, 2)
+    assert (plan.options.timeout_ms, plan.options.max_concurrency, plan.sampling_rate) == (7, 3, 0.5)
+    changed = await client.check_batch("t", [], source="result = 1")
+    assert (changed.version, changed.is_new, changed.shape) == (2, True, Shape.SCRIPT)
+    same = await client.check_batch("t", [], source=ECHO)
+    assert (same.version, same.is_new, same.digest) == (1, False, plan.digest)
+    nowhere = await client.check_batch("nowhere", [], source=ECHO)
+    assert (nowhere.version, nowhere.is_new, nowhere.sampling_rate) == (1, True, 0.0)
+    assert ([task.name for task in await client.list_tasks()], await client.list_batches()) == (["t"], [])
+    assert len(await client.list_artifacts("t")) == 1
+
+
+@pytest.mark.settings(batch__items_max=5)
+@pytest.mark.parametrize(
+    ("items", "how", "code"),
+    [
+        ([1] * 6, {}, "LIMIT_EXCEEDED"),
+        ([1], {"version": 7}, "ARTIFACT_NOT_FOUND"),
+        ([1], {"provider": "nobody"}, "INVALID_REQUEST"),
+        ([1], {"sampling_rate": 2.0}, "INVALID_REQUEST"),
+        ([1], {"source": "x = 1"}, "INVALID_REQUEST"),
+        ([1], {"source": "result = 1", "language": "go"}, "UNSUPPORTED_LANGUAGE"),
+        ([1], {"source": "result = 1" + "#" * (1 << 20)}, "LIMIT_EXCEEDED"),
+    ],
+)
+async def test_a_check_refuses_what_a_submission_would(
+    client: Client, push: Push, items: list[int], how: dict[str, Any], code: str
+) -> None:
+    await push(ECHO)
+    with pytest.raises(LoopaidError) as caught:
+        await client.check_batch("t", items, **how)
+    assert caught.value.code == code

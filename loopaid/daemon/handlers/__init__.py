@@ -39,6 +39,8 @@ def dispatch(daemon: Daemon, listener: Listener, call: Call, request: m.AnyReque
             return batches.close_batch(daemon, call, request)
         case m.SubmitBatch():
             return batches.submit_batch(daemon, call, request)
+        case m.CheckBatch():
+            return batches.check_batch(daemon, call, request)
         case m.Exec():
             return batches.exec_item(daemon, call, request)
         case m.ListBatches():

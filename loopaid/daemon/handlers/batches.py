@@ -10,7 +10,7 @@ import trio
 from loopaid.actors.batch import Batch
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
-from loopaid.daemon.handlers.catalog import owner_of
+from loopaid.daemon.handlers.catalog import check_language, owner_of
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.journal.index import Selection
 from loopaid.model import BatchState, BatchSummary
@@ -90,6 +90,28 @@ def _attach(daemon: Daemon, call: Call, batch: Batch) -> None:
 def _accepted(batch: Batch) -> m.BatchAccepted:
     return m.BatchAccepted(
         batch_id=batch.id, total=batch.total, state=batch.state, durability=batch.summary().durability
+    )
+
+
+def check_batch(daemon: Daemon, call: Call, request: m.CheckBatch) -> m.BatchPlan:
+    uid, task = owner_of(call, request.task)
+    catalog = daemon.catalog
+    if request.source is None:
+        artifact, is_new = catalog.artifact(uid, task, request.version), False
+    else:
+        check_language(request.language)
+        artifact, is_new = catalog.propose(uid, task, request.source, request.language, None, if_changed=True)
+    rate = request.sampling_rate if request.sampling_rate is not None else catalog.sampling_rate(uid, task)
+    return m.BatchPlan(
+        task=request.task,
+        version=artifact.version,
+        is_new=is_new,
+        language=artifact.language,
+        shape=artifact.shape,
+        digest=artifact.digest,
+        total=request.total,
+        options=daemon.intake.check(artifact.language, request),
+        sampling_rate=rate,
     )
 
 

@@ -41,12 +41,14 @@ def show_task(daemon: Daemon, call: Call, request: m.ShowTask) -> m.TaskInfo:
     return _task_info(daemon, daemon.catalog.task(*owner_of(call, request.name)))
 
 
+def check_language(language: Language) -> None:
+    if language is not Language.PYTHON:
+        raise LoopaidError(ErrorCode.UNSUPPORTED_LANGUAGE, f"this version runs python, not {language}", path="language")
+
+
 async def push_artifact(daemon: Daemon, call: Call, request: m.PushArtifact) -> m.ArtifactInfo:
     uid, name = owner_of(call, request.task)
-    if request.language is not Language.PYTHON:
-        raise LoopaidError(
-            ErrorCode.UNSUPPORTED_LANGUAGE, f"this version runs python, not {request.language}", path="language"
-        )
+    check_language(request.language)
     artifact, created = await daemon.catalog.push(
         uid,
         name,

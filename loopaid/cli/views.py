@@ -1,0 +1,94 @@
+"""What a person gets on a terminal instead of a whole JSON object: the few lines that were meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from loopaid.cli.objects import JsonObject, iso_time
+from loopaid.model import BatchSummary
+from loopaid.wire.messages import BatchPlan, DaemonStatus
+
+if TYPE_CHECKING:
+    from loopaid.client.results import Result
+
+
+def batch_view(batch: BatchSummary) -> JsonObject:
+    options = batch.options
+    view: JsonObject = {
+        "batch": f"{batch.batch_id}, {batch.state}",
+        "reason": batch.reason,
+        "task": f"{batch.task}@{batch.version}, {batch.language}",
+        "items": f"{batch.recorded} of {batch.total}: {counted(batch.by_status) or 'none yet'}",
+        "sampled": f"{batch.sampled_count} for validation" if batch.sampled_count else "",
+        "submitted": iso_time(batch.submitted_at),
+        "took": _pace(batch),
+        "per item": _latency(batch) if batch.recorded else "",
+        "options": f"isolation {options.isolation}, concurrency {options.max_concurrency}, "
+        f"timeout {options.timeout_ms} ms, priority {options.priority}"
+        + (", stop on first error" if options.stop_on_first_error else ""),
+        "durability": "" if batch.durability == "durable" else batch.durability,
+    }
+    return {key: value for key, value in view.items() if value}
+
+
+def _pace(batch: BatchSummary) -> str:
+    if not batch.total_duration_ms:
+        return ""
+    seconds = batch.total_duration_ms / 1000
+    return f"{seconds:.2f} s, {batch.recorded / seconds:,.0f} items/s, {batch.sessions_used} sessions"
+
+
+def _latency(batch: BatchSummary) -> str:
+    latency = batch.latency_ms
+    return f"avg {latency.avg:g} ms, p50 {latency.p50:g}, p95 {latency.p95:g}, p99 {latency.p99:g}, max {latency.max:g}"
+
+
+def result_view(result: Result) -> JsonObject:
+    """`output` as the JSON that the program's side wrote."""
+    view: JsonObject = {"status": result.status}
+    if result.success:
+        view["output"] = result.output_json.decode()
+    if result.error is not None:
+        view["error"] = f"{result.error.type}: {result.error.message}"
+        view["traceback"] = result.error.traceback.rstrip("\n")
+    view |= {"stdout": result.stdout.rstrip("\n"), "stderr": result.stderr.rstrip("\n")}
+    view["latency"] = f"{result.latency_ms:g} ms"
+    view["batch"] = result.batch_id
+    return {key: value for key, value in view.items() if value}
+
+
+def plan_view(plan: BatchPlan) -> JsonObject:
+    options = plan.options
+    version = f"{plan.task}@{plan.version}, {plan.language}, {plan.shape}"
+    return {
+        "would run": f"{version}, a new version" if plan.is_new else version,
+        "items": f"{plan.total}, all read and checked",
+        "options": f"isolation {options.isolation}, concurrency {options.max_concurrency}, "
+        f"timeout {options.timeout_ms} ms, priority {options.priority}, sampling rate {plan.sampling_rate:g}",
+    }
+
+
+def status_view(answer: DaemonStatus) -> JsonObject:
+    view: JsonObject = {
+        "daemon": f"{answer.state}, pid {answer.pid}, {answer.software}, up {answer.uptime_s:.0f} s",
+        "problems": "; ".join(answer.problems) or "none",
+        "languages": ", ".join(f"{name} {version}" for name, version in answer.languages.items()) or "none",
+        "sandbox": answer.sandbox,
+        "batches": counted(answer.batches_by_state) or "none",
+        "connections": answer.connections,
+        "memory": f"{answer.rss_bytes / 1e6:.1f} MB",
+        "log": f"{answer.log.health}, {answer.durability}, {answer.log.records} records, "
+        f"{answer.log.bytes / 1e6:.1f} MB, {answer.log.free_bytes / 1e9:.1f} GB free",
+    }
+    for pool in answer.pools:
+        view[f"pool {pool.language}"] = (
+            f"{pool.total} of {pool.size_max} sessions: {pool.active} active, {pool.idle} idle, {pool.spares} spare; "
+            f"{pool.created} created, {pool.reused} reused"
+        )
+    return view
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`97 ok, 3 timeout`: what there is none of is left out."""
+    return ", ".join(f"{number} {name}" for name, number in counts.items() if number)
