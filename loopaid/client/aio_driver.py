@@ -1,14 +1,15 @@
-"""Carries calls over a trio stream: one task reads, one task writes.
+"""Carries calls over a trio stream: one task reads, and one writes what the socket does not take at once.
 
-The writer owns the sending side, so a caller who is cancelled never leaves half a frame behind. Callers put whole
-frames into a queue that is bounded by the daemon's credit, and by OUTGOING_BYTES_MAX for what needs none.
+A caller who is cancelled never leaves half a frame behind: frames are put whole, and what has to wait does so in a
+queue that is bounded by the daemon's credit, and by OUTGOING_BYTES_MAX for what needs none.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import trio
@@ -28,11 +29,12 @@ T = TypeVar("T")
 class Driver:
     """Use `open_driver`. Does not own the stream."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.SocketStream) -> None:
         self.calls = Calls()
         self._stream = stream
-        self._outgoing = deque([self.calls.hello()])
-        self._outgoing_bytes = 0
+        hello = self.calls.hello()  # goes with the first request
+        self._outgoing = deque([hello])
+        self._outgoing_bytes = len(hello)
         self._to_send = trio.Event()
         self._arrived: dict[int, trio.Event] = {}
         self._waiting_to_start = trio.lowlevel.ParkingLot()
@@ -100,6 +102,11 @@ class Driver:
         return lost
 
     def _put(self, data: bytes) -> None:
+        if not self._outgoing_bytes:
+            with suppress(OSError):  # full, or gone: the tasks find out
+                data = data[os.write(self._stream.socket.fileno(), data) :]
+            if not data:
+                return
         self._outgoing.append(data)
         self._outgoing_bytes += len(data)
         self._to_send.set()
@@ -138,8 +145,9 @@ class Driver:
         """The reading task; returns when the connection is lost."""
         while not self.calls.is_lost:
             try:
-                data = await self._stream.receive_some(RECEIVE_BYTES)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await trio.lowlevel.wait_readable(self._stream.socket)
+                data = os.read(self._stream.socket.fileno(), RECEIVE_BYTES)
+            except (OSError, trio.ClosedResourceError):
                 data = b""
             for request_id in self.calls.receive(data):
                 if (event := self._arrived.get(request_id)) is not None:
@@ -154,7 +162,7 @@ class Driver:
 
 
 @asynccontextmanager
-async def open_driver(stream: trio.abc.Stream) -> AsyncIterator[Driver]:
+async def open_driver(stream: trio.SocketStream) -> AsyncIterator[Driver]:
     """Drive calls over `stream`, whose owner is the caller, until the block is left."""
     driver = Driver(stream)
     # Shielded: when the caller is cancelled, its last words (cancel my batch) still have to be carried.

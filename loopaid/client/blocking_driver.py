@@ -25,6 +25,7 @@ class BlockingDriver:
     def __init__(self, connected: socket.socket) -> None:
         self.calls = Calls()
         self._socket = connected
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))  # a new one for every answer would cost more than reading
         self._readable = select.poll()
         self._readable.register(connected, select.POLLIN)
 
@@ -103,10 +104,10 @@ class BlockingDriver:
             raise TimeoutError("the daemon did not answer in time")
         with self._whole_or_lost():
             try:
-                data = self._socket.recv(RECEIVE_BYTES)
+                nbytes = self._socket.recv_into(self._buffer)
             except OSError:
-                data = b""
-            self.calls.receive(data)
+                nbytes = 0
+            self.calls.receive(self._buffer[:nbytes])
 
     @contextmanager
     def _whole_or_lost(self) -> Iterator[None]:

@@ -97,8 +97,8 @@ class Calls:
             return b""
         return self._connection.cancel(request_id)
 
-    def receive(self, data: bytes | bytearray) -> list[int]:
-        """Take in what the socket gave, b"" for its end. Returns the calls that have something to take.
+    def receive(self, data: bytes | memoryview) -> list[int]:
+        """Take in what the socket gave, nothing for its end. Returns the calls that have something to take.
 
         Request 0 among them means that greeting or credit arrived.
         """

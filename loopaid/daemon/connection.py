@@ -127,9 +127,10 @@ class ClientStream:
 
     async def _receive_all(self, nursery: trio.Nursery) -> None:
         while True:
+            await trio.lowlevel.wait_readable(self._stream.socket)
             try:
-                data = await self._stream.receive_some(READ_BYTES)
-            except trio.BrokenResourceError:
+                data = os.read(self._stream.socket.fileno(), READ_BYTES)
+            except OSError:
                 return
             if not data:
                 return

@@ -134,7 +134,7 @@ class ServerConnection(_Connection):
         super().__init__(hello)
         self._upload_credit = hello.upload_credit
 
-    def receive_data(self, data: bytes | bytearray) -> list[ServerEvent]:
+    def receive_data(self, data: bytes | bytearray | memoryview) -> list[ServerEvent]:
         """Return what `data` completes, in order. Raises ProtocolViolation."""
         events = [self._on_frame(frame) for frame in self._frames.feed(data)]
         return [event for event in events if event is not None]
@@ -225,7 +225,7 @@ class ClientConnection(_Connection):
         super().__init__(hello)
         self._last_request_id = 0
 
-    def receive_data(self, data: bytes | bytearray) -> list[ClientEvent]:
+    def receive_data(self, data: bytes | bytearray | memoryview) -> list[ClientEvent]:
         """Return what `data` completes, in order. Raises ProtocolViolation."""
         events = [self._on_frame(frame) for frame in self._frames.feed(data)]
         return [event for event in events if event is not None]

@@ -84,7 +84,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._partial = bytearray()
 
-    def feed(self, data: bytes | bytearray) -> list[Frame]:
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """Return the frames that `data` completes.
 
         Raises ProtocolViolation at the first impossible header. The stream cannot be trusted from there on, and
@@ -100,7 +100,7 @@ class FrameReader:
         return frames
 
 
-def _cut(buffer: bytes | bytearray) -> tuple[list[Frame], int]:
+def _cut(buffer: bytes | bytearray | memoryview) -> tuple[list[Frame], int]:
     """Return the whole frames that `buffer` begins with and how many bytes they take."""
     frames = []
     position = 0

@@ -96,6 +96,7 @@ async def test_results_stream_against_credit_while_other_calls_are_answered(serv
     async def script(daemon: Any) -> None:
         request_id, _ = await daemon.request()
         await daemon.send(daemon.connection.event(request_id, StreamStart(batch=blocks.batch, durable=True)))
+        assert isinstance(await daemon.next_event(), CreditReceived)
         for index in range(11):  # the window, and the frame that takes its rest
             await daemon.send(daemon.connection.event(request_id, blocks.message(blocks.rows(index, big)), bulk=True))
         asked, _ = await daemon.request()
@@ -227,8 +228,8 @@ class InterruptedSocket:
         self._socket.sendall(data[: len(data) // 2])
         raise KeyboardInterrupt
 
-    def recv(self, nbytes: int) -> bytes:
-        self._socket.recv(nbytes)
+    def recv_into(self, buffer: memoryview) -> int:
+        self._socket.recv_into(buffer)
         raise KeyboardInterrupt
 
 
