@@ -346,7 +346,7 @@ class BatchRun:
             sandbox=lease.session.sandbox,
             started_at=self._around.wall_time() - ended.latency_us / 1e6,
             queue_ms=round((trio.current_time() - self._accepted_at) * 1000 - ended.latency_us / 1e3, 3),
-            rss_bytes=lease.rss_bytes,
+            rss_bytes=ended.rss_bytes or lease.rss_bytes,
             encoded_rows=pack_row(0, action.status, ended.latency_us, b"", extra),
         )
         self._batch.record(block, Counter([STATUSES.index(action.status)]))

@@ -74,7 +74,7 @@ def status_view(answer: DaemonStatus) -> JsonObject:
         "daemon": f"{answer.state}, pid {answer.pid}, {answer.software}, up {answer.uptime_s:.0f} s",
         "problems": "; ".join(answer.problems) or "none",
         "languages": ", ".join(f"{name} {version}" for name, version in answer.languages.items()) or "none",
-        "sandbox": answer.sandbox,
+        "sandbox": f"{answer.sandbox}, memory {answer.memory}",
         "batches": counted(answer.batches_by_state) or "none",
         "connections": answer.connections,
         "memory": f"{answer.rss_bytes / 1e6:.1f} MB",

@@ -72,7 +72,8 @@ class EndedBy(enum.Enum):
 class SessionEnded(Exception):
     """The environment is gone. `done` items of the window under way had rows, which were delivered.
 
-    `status`, `error`, `latency_us` and `extra` (captured output) describe the item that was running. Without `begun`
+    `status`, `error`, `latency_us` and `extra` (captured output) describe the item that was running, `rss_bytes`
+    is the most memory that the session had, as far as that is known. Without `begun`
     the session had died while it was idle, and nothing of what it was asked has reached it.
     """
 
@@ -86,10 +87,12 @@ class SessionEnded(Exception):
         latency_us: int = 0,
         reason: str = "",
         begun: bool = True,
+        rss_bytes: int | None = None,
     ) -> None:
         super().__init__(reason or by.value)
         self.by = by
         self.begun = begun
+        self.rss_bytes = rss_bytes
         self.done = done
         self.status = status
         self.extra = extra or Extra(error=ProgramError("SessionLost", reason))
@@ -151,11 +154,14 @@ class Session(Protocol):
 class Provider(Protocol):
     """A source of sessions. Opened with `async with`; leaving closes what is left.
 
-    `sandbox` names the confinement of its sessions, `notes` say what else an operator should know of it.
+    `sandbox` names the confinement of its sessions, `memory` what bounds their memory as a whole (`cgroup`,
+    `sampled`), `notes` say what else an operator should know of it.
     """
 
     @property
     def sandbox(self) -> str: ...
+    @property
+    def memory(self) -> str: ...
     @property
     def notes(self) -> Sequence[str]: ...
 

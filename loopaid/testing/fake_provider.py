@@ -72,6 +72,7 @@ class FakeProvider:
     """
 
     sandbox = "fake"
+    memory = "fake"
     notes: Sequence[str] = ()
 
     def __init__(self, *, start_ms: float = 10.0) -> None:

@@ -373,6 +373,7 @@ class DaemonStatus(Reply, frozen=True):
     state: str
     durability: str
     sandbox: str
+    memory: str
     problems: list[str]
     languages: dict[str, str]
     batches_by_state: dict[str, int]

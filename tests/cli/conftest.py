@@ -261,6 +261,7 @@ class FakeClient:
             state="running",
             durability="durable",
             sandbox="bubblewrap",
+            memory="sampled",
             problems=self.problems,
             languages=self.languages,
             batches_by_state={"done": 2},

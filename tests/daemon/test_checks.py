@@ -31,8 +31,9 @@ def found(checks: list[Check], name: str) -> Check:
 async def test_all_is_well_here_and_a_program_says_hello_in_the_sandbox(tmp_path: Path) -> None:
     checks = await run_checks(Config(), tmp_path / "state")
     fine = states(checks)
-    assert list(fine) == ["state_directory", "user_namespaces", "sandbox", "python"]
-    assert set(fine.values()) == {"ok"}
+    assert list(fine) == ["state_directory", "user_namespaces", "sandbox", "python", "memory"]
+    assert {fine.pop("memory"), *fine.values()} <= {"ok", "warn"} and set(fine.values()) == {"ok"}
+    assert found(checks, "memory").detail.startswith(("cgroup: ", "sampled: "))
     python = found(checks, "python")
     assert python.detail.startswith("/") and ", Python 3." in python.detail and "says hello after" in python.detail
     assert found(checks, "state_directory").detail.endswith("will be made")

@@ -80,7 +80,6 @@ def test_denied_calls_get_eperm(name: str, x86_64: int, aarch64: int) -> None:
         ("futex", 202, 98),
         ("wait4", 61, 260),
         ("kill", 62, 129),
-        ("memfd_create", 319, 279),
         ("pidfd_open", 434, 434),
         ("prctl", 157, 167),
         ("seccomp", 317, 277),
@@ -112,9 +111,20 @@ def test_x32_calls_are_killed(number: int) -> None:
     assert judge("x86_64", X86_64, number) == RET_KILL_PROCESS
 
 
-@pytest.mark.parametrize(("machine", "arch"), MACHINES)
-def test_clone3_is_unknown_so_that_libc_falls_back_to_clone(machine: str, arch: int) -> None:
-    assert judge(machine, arch, 435) == ENOSYS
+@pytest.mark.parametrize(
+    ("name", "x86_64", "aarch64"),
+    [
+        ("clone3", 435, 435),
+        ("memfd_create", 319, 279),
+        ("memfd_secret", 447, 447),
+        ("shmget", 29, 194),
+        ("msgget", 68, 186),
+        ("semget", 64, 190),
+    ],
+)
+def test_what_libraries_have_another_way_for_is_unknown(name: str, x86_64: int, aarch64: int) -> None:
+    assert judge("x86_64", X86_64, x86_64) == ENOSYS
+    assert judge("aarch64", AARCH64, aarch64) == ENOSYS
 
 
 @pytest.mark.parametrize(("machine", "arch", "clone"), [("x86_64", X86_64, 56), ("aarch64", AARCH64, 220)])

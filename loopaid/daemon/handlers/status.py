@@ -33,6 +33,7 @@ def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
         state="draining" if daemon.intake.draining else "running",
         durability=daemon.config.log.durability,
         sandbox=provider.sandbox,
+        memory=provider.memory,
         problems=problems,
         languages=provider.versions(),
         batches_by_state=_batches_by_state(daemon),

@@ -21,7 +21,7 @@ _HELLO: Final = "def main(name):\n    return 'hello ' + name\n"
 async def check_local_provider(config: Config) -> list[Check]:
     """Open the provider as the daemon does, beside one that may be running, and have a program say hello."""
     async with open_local_provider(config, f"loopaid-probe-{os.getpid()}") as provider:
-        return [_user_namespaces(), _sandbox(provider.parts), await _python(provider)]
+        return [_user_namespaces(), _sandbox(provider.parts), await _python(provider), _memory(provider)]
 
 
 def _user_namespaces() -> Check:
@@ -74,6 +74,15 @@ async def _python(provider: LocalProvider) -> Check:
         detail = f"{python}: it answered {said.decode(errors='replace')} to hello"
         return Check(name, CheckState.FAIL, detail, "set [pool.python] interpreter to one that works")
     return Check(name, CheckState.OK, f"{python}, says hello after {(time.monotonic() - began) * 1000:.0f} ms")
+
+
+def _memory(provider: LocalProvider) -> Check:
+    limits = provider.memory_limits
+    detail = f"{limits.mechanism}: {limits.detail}"
+    if limits.mechanism == "cgroup":
+        return Check("memory", CheckState.OK, detail)
+    fix = "in a systemd unit set Delegate=memory pids; elsewhere run the daemon in a cgroup v2 of its own"
+    return Check("memory", CheckState.WARN, detail, fix)
 
 
 async def _hello(provider: LocalProvider) -> bytes:

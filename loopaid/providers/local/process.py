@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import trio
 
 from loopaid.model import ProgramError
 from loopaid.providers.base import EndedBy
+from loopaid.providers.local.memory import MemoryLimits, SessionMemory, Unbounded
 from loopaid.wire.rows import Extra
 
 KILL_GRACE_S: Final = 0.1
@@ -47,10 +49,15 @@ class Capture:
 
 
 class SandboxProcess:
-    """bubblewrap and all below it; for kind `none` the harness. `close` belongs to the owner, once it has ended."""
+    """bubblewrap and all below it; for kind `none` the harness. `aclose` belongs to the owner, once it has ended.
 
-    def __init__(self, process: subprocess.Popen[bytes], stdout: Capture, stderr: Capture) -> None:
+    bubblewrap does nothing as long as `gate` is open: `let_go` closes it.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], stdout: Capture, stderr: Capture, gate: int) -> None:
         self.pid = process.pid
+        self.memory: SessionMemory = Unbounded()
+        self._gate: int | None = gate
         self._process = process
         self._stdout = stdout
         self._stderr = stderr
@@ -58,6 +65,19 @@ class SandboxProcess:
 
     def __repr__(self) -> str:
         return f"<SandboxProcess {self.pid}>"
+
+    async def let_go(self, session_id: str, limits: MemoryLimits) -> None:
+        """Bound its memory and let it begin. Raises OSError."""
+        self.memory = await limits.confine(session_id, self.pid, self.kill)
+        # A machine without memory is to end sessions first, not the daemon and not its neighbours.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self.pid}/oom_score_adj").write_text("1000")  # noqa: ASYNC240 - in memory
+        self._close_gate()
+
+    def _close_gate(self) -> None:
+        if self._gate is not None:
+            os.close(self._gate)
+            self._gate = None
 
     def kill(self) -> None:
         """Kill bubblewrap and its child, which dies with it only once it has come far enough to ask for that.
@@ -104,6 +124,8 @@ class SandboxProcess:
         if code is None:
             return EndedBy.PROGRAM, "the session closed its pipes"
         number = -code if code < 0 else code - 128
+        if number == signal.SIGKILL and self.memory.exceeded:
+            return EndedBy.LIMIT, "the session took more memory than [sandbox] memory_bytes"
         if number == signal.SIGKILL:
             return EndedBy.OUTSIDE, "the session was killed by SIGKILL from outside"
         with contextlib.suppress(ValueError):
@@ -115,7 +137,9 @@ class SandboxProcess:
         (stdout, stdout_truncated), (stderr, stderr_truncated) = self._stdout.read(), self._stderr.read()
         return Extra(error, stdout, stderr, stdout_truncated, stderr_truncated)
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
+        await self.memory.aclose()
+        self._close_gate()
         trio.lowlevel.notify_closing(self._pidfd)
         for fd in (self._pidfd, self._stdout.fd, self._stderr.fd):
             os.close(fd)

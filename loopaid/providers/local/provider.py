@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -24,10 +25,13 @@ from loopaid.config import Config
 from loopaid.errors import ErrorCode, ErrorInfo
 from loopaid.model import Language
 from loopaid.providers.base import SessionEnded, StartFailed
+from loopaid.providers.local.cgroups import NoCgroup, open_cgroups, own_home
+from loopaid.providers.local.memory import MemoryLimits
 from loopaid.providers.local.orphans import end_orphans
 from loopaid.providers.local.parts import Parts, find_parts
 from loopaid.providers.local.process import Capture, SandboxProcess, memory_file
 from loopaid.providers.local.protocol import SessionLimits
+from loopaid.providers.local.sampling import MemorySampler
 from loopaid.providers.local.sandbox import build_argv, spawn_options
 from loopaid.providers.local.seccomp import deny_program
 from loopaid.providers.local.session import PIPE_BYTES, LocalSession, Pipes
@@ -47,10 +51,12 @@ class LocalProvider:
         self,
         config: Config,
         parts: Parts,
+        memory_limits: MemoryLimits,
         *,
         tag: str,
     ) -> None:
         self.parts = parts
+        self.memory_limits = memory_limits
         self._spec = parts.spec
         self._tag = tag
         self._config = config
@@ -64,6 +70,10 @@ class LocalProvider:
     @property
     def sandbox(self) -> str:
         return self._spec.kind
+
+    @property
+    def memory(self) -> str:
+        return self.memory_limits.mechanism
 
     @property
     def notes(self) -> Sequence[str]:
@@ -86,7 +96,7 @@ class LocalProvider:
             raise StartFailed(problem.message if problem else "no interpreter")
         session = self._spawn(session_id, self.parts.python)
         try:
-            await session.wait_ready(START_TIMEOUT_S)
+            await session.begin(self.memory_limits, START_TIMEOUT_S)
         except SessionEnded as error:
             await session.aclose()
             said = error.extra.stderr.strip()[-2000:]
@@ -105,16 +115,17 @@ class LocalProvider:
             stdout, stderr = (_capture_file(f"{self._tag}-{name}", ours) for name in ("stdout", "stderr"))
             for fd in (up, rows, down):
                 os.set_blocking(fd, False)
+            gate_theirs, gate = _pipe(theirs, ours)
             inherited = [down_theirs, up_theirs, rows_theirs]
             contents = {"seccomp": self._seccomp, "harness": self._harness}
             files = [theirs.enter_context(memory_file(name, content)) for name, content in contents.items()]
             try:
                 process = subprocess.Popen(
-                    self._argv(toolchain, inherited, *files),
+                    self._argv(toolchain, inherited, gate_theirs, *files),
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
                     stderr=stderr,
-                    pass_fds=[*inherited, *files],
+                    pass_fds=[*inherited, gate_theirs, *files],
                     process_group=0,
                     **spawn_options(self._spec, environment=self._environment(toolchain, inherited)),
                 )
@@ -125,6 +136,7 @@ class LocalProvider:
                     process,
                     Capture(stdout, self._limits.stdout_bytes_max),
                     Capture(stderr, self._limits.stderr_bytes_max),
+                    gate,
                 )
                 session = LocalSession(
                     session_id,
@@ -140,7 +152,9 @@ class LocalProvider:
             ours.pop_all()
             return session
 
-    def _argv(self, toolchain: PythonToolchain, inherited: list[int], seccomp_fd: int, harness_fd: int) -> list[str]:
+    def _argv(
+        self, toolchain: PythonToolchain, inherited: list[int], gate_fd: int, seccomp_fd: int, harness_fd: int
+    ) -> list[str]:
         confined = self._spec.kind == "bubblewrap"
         harness = HARNESS_INSIDE if confined else self._harness_path
         return build_argv(
@@ -149,6 +163,7 @@ class LocalProvider:
             [toolchain.executable, "-I", "-S", "-u", "-X", "utf8", harness],
             environment=self._environment(toolchain, inherited),
             seccomp_fd=seccomp_fd,
+            gate_fd=gate_fd,
             files=[(harness_fd, HARNESS_INSIDE)],
         )
 
@@ -196,11 +211,32 @@ def _capture_file(name: str, owner: contextlib.ExitStack) -> int:
     return fd
 
 
-def _prepare(config: Config, tag: str) -> LocalProvider:
+def _prepare(config: Config, tag: str) -> Parts:
     orphans = end_orphans(tag)
     if orphans:
         log.warning("ended %d processes that sessions of an earlier daemon had left behind", orphans)
-    return LocalProvider(config, find_parts(config), tag=tag)
+    return find_parts(config)
+
+
+@asynccontextmanager
+async def open_memory_limits(config: Config, tag: str) -> AsyncIterator[MemoryLimits]:
+    """Bound the memory of sessions by cgroup if one is delegated to us, else by looking at them."""
+    sandbox = config.sandbox
+    opening = partial(open_cgroups, tag=tag, memory_bytes=sandbox.memory_bytes, processes_max=sandbox.processes_max)
+    try:
+        groups = await trio.to_thread.run_sync(opening, own_home())
+    except NoCgroup as error:
+        sampler = MemorySampler(sandbox.memory_bytes, str(error))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sampler.run)
+            yield sampler
+            nursery.cancel_scope.cancel()
+        return
+    try:
+        yield groups
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(groups.close)
 
 
 @asynccontextmanager
@@ -208,6 +244,8 @@ async def open_local_provider(config: Config, tag: str) -> AsyncIterator[LocalPr
     """Find the toolchain and the sandbox, and try them. What is wrong stands in `problem` and `notes` afterwards.
 
     `tag` names the processes of this daemon (`session_tag`); what an earlier one left behind is ended. Sessions
-    belong to who starts them; nothing is left to close here.
+    belong to who starts them, and must be closed before.
     """
-    yield await trio.to_thread.run_sync(_prepare, config, tag)
+    parts = await trio.to_thread.run_sync(_prepare, config, tag)
+    async with open_memory_limits(config, tag) as memory_limits:
+        yield LocalProvider(config, parts, memory_limits, tag=tag)

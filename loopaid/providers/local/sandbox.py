@@ -91,17 +91,22 @@ def build_argv(
     *,
     environment: Mapping[str, str],
     seccomp_fd: int | None,
+    gate_fd: int | None = None,
     files: Sequence[tuple[int, str]] = (),
 ) -> list[str]:
     """The argv that runs `command` in the sandbox, in /tmp, with `environment` and nothing else (bwrap adds PWD).
 
     `seccomp_fd` is read to its end by bubblewrap and must be in Popen's `pass_fds`, with whatever the command
-    itself inherits; bubblewrap passes every other fd through. `files` are (fd, path inside): read to its end too,
-    and shown as a read-only file, wherever and whosever the original is. For kind `none` it is the command alone.
+    itself inherits; bubblewrap passes every other fd through. It waits, and has not done anything, as long as
+    somebody holds the other end of the pipe `gate_fd`. `files` are (fd, path inside): read to its end too, and shown
+    as a read-only file, wherever and whosever the original is. For kind `none` it is the command alone.
     """
     if spec.kind == "none":
         return list(command)
-    argv = [spec.bwrap, *_NAMESPACES, "--hostname", spec.hostname]
+    argv = [spec.bwrap]
+    if gate_fd is not None:
+        argv += ["--args", str(gate_fd)]  # further arguments, of which there will be none
+    argv += [*_NAMESPACES, "--hostname", spec.hostname]
     argv += ["--size", str(spec.tmp_bytes), "--tmpfs", WORKDIR]  # before what may be bound below it
     for source, path in spec.read_only:
         argv += ["--ro-bind", source, path]

@@ -30,8 +30,21 @@ _NR: Final = 0
 _ARCH: Final = 4
 _X32_BIT: Final = 0x40000000
 
-# EPERM on both machines: (x86_64, aarch64), None where the machine has no such call.
-_DENIED: Final[dict[str, tuple[int | None, int | None]]] = {
+_Numbers = tuple[int | None, int | None]  # x86_64, aarch64; None where the machine has no such call
+
+# ENOSYS, as from a kernel without them, which is what libraries have another way for.
+_ABSENT: Final[dict[str, _Numbers]] = {
+    "clone3": (435, 435),  # its flags are behind a pointer; those of clone can be seen
+    # memory that belongs to no process, and that only a cgroup could bound; /tmp has a size and does the same
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+}
+
+# EPERM
+_DENIED: Final[dict[str, _Numbers]] = {
     # the view of files
     "mount": (165, 40),
     "umount2": (166, 39),
@@ -112,14 +125,13 @@ class _Machine(NamedTuple):
     column: int  # in _DENIED
     audit_arch: int
     clone: int
-    clone3: int
     ioctl: int
     socket: int
 
 
 _MACHINES: Final = {
-    "x86_64": _Machine(0, 0xC000003E, clone=56, clone3=435, ioctl=16, socket=41),
-    "aarch64": _Machine(1, 0xC00000B7, clone=220, clone3=435, ioctl=29, socket=198),
+    "x86_64": _Machine(0, 0xC000003E, clone=56, ioctl=16, socket=41),
+    "aarch64": _Machine(1, 0xC00000B7, clone=220, ioctl=29, socket=198),
 }
 
 
@@ -157,12 +169,11 @@ def _assemble(machine: _Machine) -> bytes:
         _Op(_AT_LEAST, _X32_BIT, if_false=1),
         _Op(_RETURN, RET_KILL_PROCESS),
     ]
-    for numbers in _DENIED.values():
-        number = numbers[machine.column]
-        if number is not None:
-            code += [_Op(_EQUAL, number, if_false=1), _Op(_RETURN, eperm)]
-    # libc falls back to clone, whose flags can be seen; those of clone3 are behind a pointer.
-    code += [_Op(_EQUAL, machine.clone3, if_false=1), _Op(_RETURN, RET_ERRNO | errno.ENOSYS)]
+    for table, verdict in ((_DENIED, eperm), (_ABSENT, RET_ERRNO | errno.ENOSYS)):
+        for numbers in table.values():
+            number = numbers[machine.column]
+            if number is not None:
+                code += [_Op(_EQUAL, number, if_false=1), _Op(_RETURN, verdict)]
     namespaces = [_Op(_ANY_BIT, _CLONE_NAMESPACES)]
     code += _if_call(machine.clone, argument=0, any_of=namespaces, then=eperm, otherwise=RET_ALLOW)
     terminal = [_Op(_EQUAL, request) for request in (_TIOCSTI, _TIOCLINUX, _TIOCSETD)]

@@ -19,6 +19,7 @@ import trio
 from loopaid.errors import ProtocolViolation
 from loopaid.model import ItemStatus, Language, ProgramError
 from loopaid.providers.base import Deliver, EndedBy, LoadFailed, Program, SessionEnded, Window, WindowEnd
+from loopaid.providers.local.memory import MemoryLimits
 from loopaid.providers.local.process import END_DEADLINE_S, KILL_GRACE_S, SandboxProcess
 from loopaid.providers.local.protocol import (
     END,
@@ -42,6 +43,11 @@ from loopaid.wire.rows import SEQ_MODULUS
 COALESCE_S: Final = 0.005
 """As long as a window is meant to last: usually its end comes first."""
 PIPE_BYTES: Final = 1 << 20
+_ENDINGS: Final = {
+    EndedBy.PROGRAM: (ItemStatus.PROGRAM_ERROR, "ProcessEnded"),
+    EndedBy.LIMIT: (ItemStatus.MEMORY_LIMIT, "MemoryLimit"),
+    EndedBy.OUTSIDE: (ItemStatus.SESSION_LOST, "SessionLost"),
+}
 
 
 class Pipes(msgspec.Struct, frozen=True):
@@ -95,8 +101,9 @@ class LocalSession:
 
     # --- the life of a session
 
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Wait for the harness's first frame. Raises SessionEnded when it does not come."""
+    async def begin(self, memory: MemoryLimits, timeout_s: float) -> None:
+        """Let it run, and wait for the harness's first frame. Raises SessionEnded when it does not come, OSError."""
+        await self._process.let_go(self.id, memory)
         kind, payload = await self._control_frame(timeout_s)
         if kind != READY:
             await self._violation(f"frame {kind} where READY was due", done=0)
@@ -148,10 +155,10 @@ class LocalSession:
                 while self._running:  # it reads from what is about to be closed
                     await self._idle.wait()
             await self._process.wait_exit()
-        trio.lowlevel.notify_closing(self._either)
-        self._epoll.close()
-        self._pipes.close()
-        self._process.close()
+            trio.lowlevel.notify_closing(self._either)
+            self._epoll.close()
+            self._pipes.close()
+            await self._process.aclose()
 
     # --- windows
 
@@ -178,9 +185,11 @@ class LocalSession:
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
         self._running = True
+        self._process.memory.begin()
         try:
             yield
         finally:
+            self._process.memory.end()
             self._running = False
             self._idle.set()
             self._idle = trio.Event()
@@ -264,7 +273,7 @@ class LocalSession:
         end = decode_payload(payload, End)
         if end.done != done or done < 1:
             raise ProtocolViolation(f"END of {end.done} items behind {done} rows")
-        return WindowEnd(done, end.tainted, end.rss_bytes)
+        return WindowEnd(done, end.tainted, max(end.rss_bytes, self._process.memory.peak_bytes or 0))
 
     # --- how sessions end
 
@@ -310,10 +319,16 @@ class LocalSession:
         if self._killed:
             return SessionEnded(EndedBy.US, done=done, reason="closed")
         by, reason = self._process.describe_exit()
-        status = ItemStatus.SESSION_LOST if by is EndedBy.OUTSIDE else ItemStatus.PROGRAM_ERROR
-        kind = "SessionLost" if by is EndedBy.OUTSIDE else "ProcessEnded"
-        extra = self._process.captured(ProgramError(kind, reason))
-        return SessionEnded(by, done=done, status=status, extra=extra, latency_us=int(ran_s * 1e6), reason=reason)
+        status, kind = _ENDINGS[by]
+        return SessionEnded(
+            by,
+            done=done,
+            status=status,
+            extra=self._process.captured(ProgramError(kind, reason)),
+            latency_us=int(ran_s * 1e6),
+            reason=reason,
+            rss_bytes=self._process.memory.peak_bytes,
+        )
 
     # --- bytes
 
