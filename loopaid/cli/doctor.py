@@ -80,7 +80,8 @@ def _problems(answer: DaemonStatus) -> list[Check]:
         return [Check("daemon", CheckState.FAIL, each, fix) for each in answer.problems or ["it cannot run Python"]]
     if answer.problems:
         return [Check("daemon", CheckState.WARN, each, "see the daemon's log") for each in answer.problems]
-    return [Check("daemon", CheckState.OK, f"{answer.state}, {answer.sandbox}, Python {answer.languages[_PYTHON]}")]
+    detail = f"{answer.state}, {answer.sandbox}, memory {answer.memory}, Python {answer.languages[_PYTHON]}"
+    return [Check("daemon", CheckState.OK, detail)]
 
 
 def _compare_versions(software: str) -> Check:

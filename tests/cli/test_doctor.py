@@ -48,7 +48,7 @@ def test_all_is_well_one_line_per_check(loopai: Run, probe: dict[str, Any]) -> N
     assert [json.loads(line) for line in ran.stdout.splitlines()] == [
         {"check": "socket", "state": "ok", "detail": "a daemon answers, pid 4711, up 60 s", "fix": ""},
         {"check": "version", "state": "ok", "detail": "loopaid 1, tool and daemon", "fix": ""},
-        {"check": "daemon", "state": "ok", "detail": "running, bubblewrap, Python 3.11", "fix": ""},
+        {"check": "daemon", "state": "ok", "detail": "running, bubblewrap, memory sampled, Python 3.11", "fix": ""},
         {
             "check": "state_directory",
             "state": "ok",
