@@ -20,7 +20,9 @@ from loopaid.wire.messages import (
     CancelRequested,
     CheckBatch,
     CloseBatch,
+    DaemonDraining,
     DaemonStatus,
+    DrainDaemon,
     DrainPool,
     Exec,
     ExecResult,
@@ -73,4 +75,5 @@ REPLY_TYPES: Final[dict[type[Request], type[msgspec.Struct]]] = {
     DrainPool: PoolDrained,
     GetStatus: DaemonStatus,
     GetLogInfo: LogInfo,
+    DrainDaemon: DaemonDraining,
 }

@@ -232,6 +232,12 @@ class GetLogInfo(Request, frozen=True, tag="log.info"):
     pass
 
 
+class DrainDaemon(Request, frozen=True, tag="drain"):
+    """Take nothing new, let what runs finish, and end: for admins. Answered at once, or when it has finished."""
+
+    wait: bool = True
+
+
 AnyRequest = (
     PutTask
     | ListTasks
@@ -256,6 +262,7 @@ AnyRequest = (
     | DrainPool
     | GetStatus
     | GetLogInfo
+    | DrainDaemon
 )
 
 
@@ -364,6 +371,13 @@ class LogInfo(Reply, frozen=True):
     torn_tails: int
     free_bytes: int
     health: str
+
+
+class DaemonDraining(Reply, frozen=True):
+    """Of the process `pid`. `unfinished` batches are running or queued, still, and go on with the next start."""
+
+    pid: int
+    unfinished: int
 
 
 class DaemonStatus(Reply, frozen=True):

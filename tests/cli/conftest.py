@@ -30,6 +30,7 @@ from loopaid.wire.messages import (
     BatchAccepted,
     BatchPlan,
     CancelRequested,
+    DaemonDraining,
     DaemonStatus,
     LogInfo,
     PoolDrained,
@@ -247,6 +248,10 @@ class FakeClient:
     def drain_pool(self, language: str | None = None) -> PoolDrained:
         self._called("drain_pool", language)
         return PoolDrained(closed=2, pools=[POOL])
+
+    def drain(self, *, wait: bool = True) -> DaemonDraining:
+        self._called("drain", wait)
+        return DaemonDraining(pid=2**22 + 1, unfinished=2)
 
     def log_info(self) -> LogInfo:
         self._called("log_info")
