@@ -15,16 +15,19 @@ class CloseReason(enum.StrEnum):
     EXECUTIONS = "executions"
     EVICTED = "evicted"
     TAINTED = "tainted"
+    SHRUNK = "shrunk"
     DRAIN = "drain"
 
 
 class YieldReason(enum.StrEnum):
-    """Why a lease is asked back: a higher priority, too large a share, the next batch's turn, age, the end."""
+    """Why a lease is asked back: a higher priority, too large a share, the next batch's turn, age,
+    a smaller pool, the end."""
 
     PRIORITY = "priority"
     SHARE = "share"
     TURN = "turn"
     LIFETIME = "lifetime"
+    SHRUNK = "shrunk"
     DRAIN = "drain"
 
 

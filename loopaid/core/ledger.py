@@ -36,6 +36,27 @@ class Ledger:
         """Whether a claim wants a session that it does not hold, or a warm spare is missing."""
         return bool(self.growing) or any(pool.waiting or pool.spares_missing > 0 for pool in self.pools.values())
 
+    @property
+    def surplus(self) -> int:
+        """How many sessions there are beyond `sessions_max`, those left out that are going."""
+        staying = sum(len(pool.sessions) - len(pool.stopping) for pool in self.pools.values())
+        return staying - self.limits.sessions_max
+
+    def is_oversized(self, pool: Pool) -> bool:
+        """Whether one session less of a language would be better: after its size, or that of all, became smaller."""
+        return pool.surplus > 0 or self.surplus > 0
+
+    def hold_to(self, limits: SchedulerLimits) -> None:
+        """Count by other limits from now on, of the same languages."""
+        self.limits = limits
+        for pool in limits.pools:
+            self.pools[pool.language].limits = pool
+        going = [pool.starting | pool.stopping for pool in self.pools.values()]
+        running = [
+            s for pool in self.pools.values() for s in pool.sessions.values() if not any(s.id in g for g in going)
+        ]
+        self.by_age = {session.id: session for session in sorted(running, key=lambda session: session.started_at)}
+
     def find(self, session_id: str) -> Session | None:
         return next((pool.sessions[session_id] for pool in self.pools.values() if session_id in pool.sessions), None)
 

@@ -25,6 +25,7 @@ from loopaid.core.claims import Claim, SessionKey
 from loopaid.core.ledger import Ledger
 from loopaid.core.rounds import Round
 from loopaid.core.sessions import Pool, SchedulerLimits, Session
+from loopaid.core.shrinking import shrink
 from loopaid.model import PoolStatistics
 
 
@@ -109,6 +110,8 @@ class Scheduler:
         self._ledger.rest(session, now)
         if self._draining:
             self._ledger.close(session, CloseReason.DRAIN)
+        elif self._ledger.is_oversized(pool):
+            self._ledger.close(session, CloseReason.SHRUNK)
         actions = self._decide(now)
         session.fresh = False
         return actions
@@ -165,6 +168,15 @@ class Scheduler:
         self._close_unused(self._ledger.pools[language])
         return self._decide(now)
 
+    def resize(self, now: float, limits: SchedulerLimits) -> list[Action]:
+        """Keep other limits from now on, of the same languages. What is too much is closed when nobody uses it, and
+        asked back from those who do."""
+        self._limits = limits
+        self._ledger.hold_to(limits)
+        self._expire(now)
+        shrink(self._ledger)
+        return self._decide(now)
+
     def drain(self, now: float) -> list[Action]:
         """Grant and start nothing any more, close what is idle, and ask for all leases back."""
         self._draining = True
@@ -202,6 +214,8 @@ class Scheduler:
             return CloseReason.TAINTED
         if self._draining:
             return CloseReason.DRAIN
+        if self._ledger.is_oversized(self._pool_of(session)):
+            return CloseReason.SHRUNK
         assert session.key is not None
         if session.executions >= self._limits.executions_for(session.key):
             return CloseReason.EXECUTIONS

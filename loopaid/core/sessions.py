@@ -135,6 +135,11 @@ class Pool:
     def spares_missing(self) -> int:
         return self.limits.warm_min - len(self.spares) - len(self.starting)
 
+    @property
+    def surplus(self) -> int:
+        """How many sessions there are beyond the size, those left out that are going."""
+        return len(self.sessions) - len(self.stopping) - self.limits.size_max
+
     def may_start(self, now: float) -> bool:
         """Not during a back-off; and after a failure one at a time, until one has started."""
         return now >= self.retry_at and not (self.start_failures and self.starting)

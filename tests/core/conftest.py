@@ -25,6 +25,11 @@ def told(action: Action) -> str:
             return f"refuse {claim_id}: {reason}"
 
 
+def limits_of(python: int, javascript: int, together: int, warm: int, **limits: float) -> SchedulerLimits:
+    pools = (PoolLimits("python", python, warm), PoolLimits("javascript", javascript), PoolLimits("go", 2))
+    return SchedulerLimits(pools=pools, sessions_max=together, **limits)  # type: ignore[arg-type]
+
+
 class Play:
     """A scheduler, a clock, and one line per event. Starting a session takes `start_cost` seconds of no time.
 
@@ -41,8 +46,7 @@ class Play:
         start_cost: float = 0.05,
         **limits: float,
     ) -> None:
-        pools = (PoolLimits("python", python, warm), PoolLimits("javascript", javascript), PoolLimits("go", 2))
-        self.scheduler = Scheduler(SchedulerLimits(pools=pools, sessions_max=together, **limits), prefix="")  # type: ignore[arg-type]
+        self.scheduler = Scheduler(limits_of(python, javascript, together, warm, **limits), prefix="")
         self.start_cost = start_cost
         self.now = 0.0
         self.starting: list[str] = []
@@ -104,6 +108,9 @@ class Play:
 
     def clear(self, language: str) -> list[str]:
         return self._told(self.scheduler.clear(self.now, language))
+
+    def resize(self, *, python: int, together: int = 20, warm: int = 0, **limits: float) -> list[str]:
+        return self._told(self.scheduler.resize(self.now, limits_of(python, 2, together, warm, **limits)))
 
     def drain(self) -> list[str]:
         return self._told(self.scheduler.drain(self.now))

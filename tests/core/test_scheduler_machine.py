@@ -60,6 +60,7 @@ class World:
         self.envs: dict[str, Env] = {}
         self.failing: dict[str, float] = {}  # languages whose last start failed, and when
         self._names = 0
+        self._before: dict[str, int] = {}  # sessions per language, and of all, at the last check
 
     # What the scheduler asks for
 
@@ -168,6 +169,15 @@ class World:
         env.holder.held.remove(session_id)
         env.holder, env.asked_back = None, False
 
+    def resize(self, limits: SchedulerLimits) -> None:
+        self.limits = limits
+        self.apply(self.scheduler.resize(self.now, limits))
+        for pool in limits.pools:
+            envs = [env for env in self.envs.values() if env.language == pool.language]
+            unused = [env for env in envs if env.place == "ready"]
+            staying = [env for env in envs if env.place != "stopping" and not env.asked_back]
+            assert len(staying) <= pool.size_max or not unused, "an unused session was kept instead of a used one"
+
     def tick(self) -> list[Action]:
         return self.apply(self.scheduler.tick(self.now))
 
@@ -198,13 +208,17 @@ class World:
 
     def check(self) -> None:
         by_language = {language: [e for e in self.envs.values() if e.language == language] for language in LANGUAGES}
-        assert len(self.envs) <= self.limits.sessions_max
+        self._check_size("all", len(self.envs), self.limits.sessions_max)
         for pool in self.limits.pools:
             envs = by_language[pool.language]
-            assert len(envs) <= pool.size_max
+            self._check_size(pool.language, len(envs), pool.size_max)
             self._check_statistics(pool.language, envs)
             room = len(envs) < pool.size_max and len(self.envs) < self.limits.sessions_max
             self._check_nobody_waits_for_nothing(pool.language, envs, room)
+
+    def _check_size(self, name: str, count: int, size: int) -> None:
+        assert count <= max(size, self._before.get(name, 0)), "more than before, although there are too many"
+        self._before[name] = count
 
     def _check_statistics(self, language: str, envs: list[Env]) -> None:
         statistics = self.scheduler.statistics(language, self.now)
@@ -313,6 +327,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def somebody_clears_a_pool(self, language: str) -> None:
         self.world.apply(self.world.scheduler.clear(self.world.now, language))
         assert not self.world.at("idle")
+
+    @rule(python=st.integers(1, 4), javascript=st.integers(1, 3), together=st.integers(1, 5), warm=st.integers(0, 2))
+    def sizes_change(self, python: int, javascript: int, together: int, warm: int) -> None:
+        self.world.resize(limits(python, javascript, together, warm))
 
     @rule(seconds=st.sampled_from([0.001, 0.5, 3.0, 30.0, 400.0]))
     def time_passes(self, seconds: float) -> None:

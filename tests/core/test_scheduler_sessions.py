@@ -277,3 +277,78 @@ def test_session_ids_carry_the_prefix() -> None:
     scheduler = Scheduler(limits, prefix="4f2a-")
     actions = scheduler.claim(0, "a", language="go", key=SessionKey(1, "A"), priority=5, wanted=1)
     assert actions == [StartSession("4f2a-go-1", "go")]
+
+
+def test_a_smaller_pool_closes_what_nobody_uses_first_and_the_least_recently_used_of_it(new_play: Any) -> None:
+    play = new_play(python=4)
+    play.hold("a", "A", wanted=2)
+    play.hold("b", "B", wanted=2)
+    play.withdraw("a")
+    play.at(1).release("python-2")
+    play.at(2).release("python-1")
+    assert play.resize(python=3) == ["close python-2: shrunk"]
+    assert play.resize(python=2) == ["close python-1: shrunk"]
+    assert play.counts() == {"active": 2, "stopping": 2}
+
+
+def test_a_smaller_pool_asks_leases_back_and_ends_no_running_item(new_play: Any) -> None:
+    play = new_play(python=3)
+    play.hold("a", "A", wanted=2)
+    play.hold("b", "B", wanted=1)
+    assert play.resize(python=1) == ["ask a for python-1: shrunk", "ask a for python-2: shrunk"]
+    assert play.release("python-1") == ["close python-1: shrunk"]
+    assert play.release("python-2") == ["close python-2: shrunk"]
+    assert play.closed("python-1") == play.closed("python-2") == []
+    assert play.counts() == {"active": 1}
+    assert play.release("python-3")[0].startswith("grant python-3 to b")  # nobody has waited longer than a slice yet
+
+
+def test_a_session_that_starts_into_a_smaller_pool_is_closed(new_play: Any) -> None:
+    play = new_play(python=2)
+    play.claim("a", "A", wanted=2)
+    assert play.resize(python=1) == []
+    assert play.started("python-1") == ["close python-1: shrunk"]
+    assert play.started("python-2") == ["grant python-2 to a"]
+    assert play.closed("python-1") == []
+
+
+def test_a_smaller_cap_for_all_takes_from_any_language(new_play: Any) -> None:
+    play = new_play(python=2, javascript=2)
+    play.hold("a", "A", wanted=2)
+    play.hold("b", "b", wanted=2)
+    play.withdraw("b")
+    play.at(3).release("javascript-3")
+    assert play.resize(python=2, together=2) == ["close javascript-3: shrunk", "ask b for javascript-4: shrunk"]
+    assert play.resize(python=2, together=1) == ["ask a for python-1: shrunk"]
+    assert play.release("python-1") == ["close python-1: shrunk"]
+    assert play.release("javascript-4") == ["close javascript-4: shrunk"]
+
+
+def test_more_room_is_used_at_once_by_those_who_wait_and_by_warm_spares(new_play: Any) -> None:
+    play = new_play(python=1)
+    play.hold("a", "A")
+    assert play.claim("b", "B") == []
+    assert play.resize(python=4, warm=1) == ["start python-2", "start python-3"]
+    play.started("python-2")
+    play.started("python-3")
+    assert play.resize(python=4, warm=2) == ["start python-4"]
+
+
+def test_shorter_times_hold_for_sessions_that_are_there(new_play: Any) -> None:
+    play = new_play(python=2)
+    play.hold("a", "A", wanted=2)
+    play.claim("a", "A", wanted=1)
+    play.release("python-1")
+    assert play.at(50).resize(python=2, idle_timeout_s=40) == ["close python-1: idle"]
+    assert play.resize(python=2, lifetime_max_s=45) == ["ask a for python-2: lifetime"]
+
+
+def test_a_longer_lifetime_holds_for_a_session_that_was_asked_back_for_its_age(new_play: Any) -> None:
+    play = new_play(lifetime_max_s=60)
+    play.hold("a", "A")
+    assert play.at(60).tick() == ["ask a for python-1: lifetime"]
+    assert play.resize(python=2, lifetime_max_s=100) == []
+    play.withdraw("a")
+    assert play.release("python-1") == []
+    assert play.wait() == ["close python-1: lifetime"]
+    assert play.now == 100
