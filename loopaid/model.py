@@ -48,7 +48,10 @@ class BatchState(enum.StrEnum):
 
     @property
     def is_final(self) -> bool:
-        return self in (BatchState.DONE, BatchState.CANCELLED, BatchState.FAILED, BatchState.INTERRUPTED)
+        return self in _FINAL_STATES
+
+
+_FINAL_STATES: Final = (BatchState.DONE, BatchState.CANCELLED, BatchState.FAILED, BatchState.INTERRUPTED)
 
 
 class Language(enum.StrEnum):

@@ -51,6 +51,7 @@ class Batch:
         self.opened = opened
         self.home = home
         self.id = opened.batch_id
+        self.language = Language(opened.language)
         self.options = opened.options
         self.artifact = artifact
         self.log = BatchLog(around.recorder.read)
@@ -74,10 +75,6 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"<Batch {self.id} {self.state} {self.progress!r}>"
-
-    @property
-    def language(self) -> Language:
-        return Language(self.opened.language)
 
     def summary(self) -> BatchSummary:
         opened, ended = self.opened, self.ended

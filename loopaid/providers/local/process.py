@@ -112,9 +112,9 @@ class SandboxProcess:
 
     def reap(self) -> int | None:
         """The exit status, None while it runs. What is left of the group goes first."""
-        if self._process.returncode is None:
-            if os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                self.kill()
+        running = self._process.returncode is None
+        if running and os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            self.kill()
             self._process.poll()
         return self._process.returncode
 
