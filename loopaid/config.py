@@ -67,6 +67,8 @@ class SocketSection(Section, frozen=True):
 class LogSection(Section, frozen=True):
     durability: Literal["durable", "os"] = "durable"
     segment_bytes: Annotated[int, Meta(ge=_MIB, le=_GIB)] = 64 * _MIB
+    retention_bytes: Annotated[int, Meta(ge=_MIB, le=1 << 60)] = 8 * _GIB
+    retention_days: Annotated[float, Meta(ge=0.001, le=36_500)] = 30.0
     reserve_bytes: Annotated[int, Meta(ge=0, le=_GIB)] = 16 * _MIB
 
 

@@ -156,7 +156,8 @@ def test_a_file_that_exists_and_cannot_be_read_is_not_passed_over(tmp_path: Path
         ("[pool.pyton]\nsize_max = 3", "unknown key pool.pyton: did you mean pool.python?"),
         (
             "[log]\nzzz = 3",
-            "unknown key log.zzz: expected one of log.durability, log.segment_bytes, log.reserve_bytes",
+            "unknown key log.zzz: expected one of log.durability, log.segment_bytes, log.retention_bytes, "
+            "log.retention_days, log.reserve_bytes",
         ),
         (
             "[zzz]\n",

@@ -54,6 +54,11 @@ class Batches:
     def find(self, uid: int | None, reference: str) -> Batch:
         """By id, by unique prefix, or `last`; among those of a user, or all for None."""
         batch = self._batches.get(reference) or self._search(uid, reference)
+        if batch is None and self._history.is_expired(reference):
+            raise LoopaidError(
+                ErrorCode.RECORD_EXPIRED,
+                f"batch {reference} is not known any more: it is older than what [log] retention_* keeps",
+            )
         if batch is None or uid not in (None, batch.opened.uid):
             raise LoopaidError(
                 ErrorCode.BATCH_NOT_FOUND, f"there is no batch {reference!r}; `loopai batch list` shows them"
@@ -105,14 +110,9 @@ class Batches:
         """Oldest first."""
         return list(self._unfinished.values())
 
-    @property
-    def busy(self) -> int:
-        """How many batches run or are about to. Those that are held or still received are for another day."""
-        return sum(batch.state in (BatchState.QUEUED, BatchState.RUNNING) for batch in self._unfinished.values())
-
     async def wait_idle(self) -> None:
-        """Wait until no batch is busy."""
-        while self.busy:
+        """Wait until no batch runs or is about to. Those that are held or still received are for another day."""
+        while any(batch.state in (BatchState.QUEUED, BatchState.RUNNING) for batch in self._unfinished.values()):
             await self._changed.wait()
 
     # --- their life

@@ -8,6 +8,7 @@ holds, is not concerned.
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+import msgspec
 import trio
 
 from loopaid.actors import records
@@ -34,15 +36,16 @@ from loopaid.actors.indexing import (
 from loopaid.actors.replay import MakeBatch, Replay
 from loopaid.actors.worker import RunBlocking, open_worker
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.journal.index import Entry, Index, Totals, encode_entries
-from loopaid.journal.record import Frame
+from loopaid.journal.index import Entry, Gone, Index, Totals, encode_entries
+from loopaid.journal.record import Frame, make_position
 
 log = logging.getLogger(__name__)
 
 DELAY_S: Final = 1.0
 """How long a finished batch may wait for others, to be indexed together with them."""
-REBUILD_RETRY_MS: Final = 5000
+REBUILD_RETRY_S: Final = 5.0
 
+_ID: Final = re.compile(r"[0-9a-f]{11}-[0-9a-f]{8}")
 T = TypeVar("T")
 
 
@@ -163,7 +166,7 @@ class History:
             return
         self._pending = []
         encoded = encode_entries([entry_of(batch) for batch in batches])
-        checkpoint = checkpoint_with(batches, self._first_expected(), self._checkpoint)
+        checkpoint = checkpoint_with(batches, self.first_unfinished, self._checkpoint)
         try:
             await self._run_blocking(index.write, encoded, checkpoint)
         except sqlite3.Error as error:
@@ -176,8 +179,43 @@ class History:
         self.totals = Totals(self.totals.records + sum([batch.log.recorded for batch in batches]), dict(by_state))
         self.on_indexed(batches)
 
-    def _first_expected(self) -> Batch | None:
+    @property
+    def first_unfinished(self) -> Batch | None:
+        """The oldest batch whose end is not durable yet."""
         return next(iter(self._expected.values()), None)
+
+    # --- pruning
+
+    def is_expired(self, batch_id: str) -> bool:
+        """Whether there may have been such a batch, which was pruned. Ids begin with the time of their making."""
+        first = self._around.recorder.store.segments()[0]
+        begun = f"{int(first.begun_at * 1000) + 1:011x}" if first.number > 1 else ""
+        horizon = max(self.horizon, begun)
+        return _ID.fullmatch(batch_id) is not None and batch_id <= horizon
+
+    @property
+    def horizon(self) -> str:
+        """The greatest id that was pruned."""
+        return self._checkpoint.horizon
+
+    async def prune(self, first_kept: int) -> int:
+        """Forget the batches whose home lies before this segment, and remove the segments before it; how many batches
+        these were. All of them have ended. Raises LoopaidError, JournalError."""
+        store = self._around.recorder.store
+        async with self._alone:
+            await self._write()
+            if self._index is None:
+                raise _being_built()
+            try:
+                gone: Gone = await self._run_blocking(self._index.prune, make_position(first_kept, 0))
+            except sqlite3.Error as error:
+                self._give_up(error)
+                raise _being_built() from error
+            store.retire(first_kept)
+            self._checkpoint = msgspec.structs.replace(self._checkpoint, horizon=max(self.horizon, gone.newest))
+            self.totals = await self._run_blocking(self._index.totals)
+            await self._run_blocking(store.remove_retired)
+        return gone.batches
 
     # --- when it fails
 
@@ -227,7 +265,7 @@ def _being_built() -> LoopaidError:
     return LoopaidError(
         ErrorCode.INTERNAL_ERROR,
         "finished batches cannot be asked for until their index has been built anew from the log",
-        retry_after_ms=REBUILD_RETRY_MS,
+        retry_after_ms=int(REBUILD_RETRY_S * 1000),
     )
 
 

@@ -99,6 +99,7 @@ def take_up_index(path: str | None, store: Store, make_batch: MakeBatch) -> Rest
         try:
             index = open_index(path, store.id)
             try:
+                index.prune(store.start)  # a power cut may have taken that from the index, and left the log without
                 checkpoint = index.checkpoint()
                 _check_witness(index, checkpoint, store)
                 frames = store.scan(max(checkpoint.scan_from, store.start))
@@ -144,6 +145,7 @@ def _fill(index: Index, checkpoint: Checkpoint, frames: Iterable[Frame], replay:
                 ended.append(batch)
             if len(ended) == BATCHES_PER_WRITE:
                 checkpoint = write()
+        checkpoint = msgspec.structs.replace(checkpoint, horizon=max(checkpoint.horizon, replay.horizon))
         if ended:
             checkpoint = write()
     except BaseException:

@@ -43,6 +43,8 @@ class Recorder:
         self._work = trio.Event()
         self._committed = trio.Event()
         self._room = trio.Event()
+        self.on_commit: Callable[[], None] = lambda: None
+        """Called after every commit."""
         self.on_full: Callable[[], None] = lambda: None
         """Called when the disk becomes full; whoever runs sessions asks them to stop."""
 
@@ -83,11 +85,6 @@ class Recorder:
                 raise _unknown()
             self._work.set()  # for deferred frames
             await self._committed.wait()
-
-    async def beat(self) -> None:
-        """Wait until the task that commits has come round. It does while the disk is full, and not while it hangs."""
-        self._work.set()
-        await self._committed.wait()
 
     async def room(self) -> None:
         """Wait until there is room for more rows: the back-pressure of a slow or full disk. Raises JournalPoisoned."""
@@ -130,6 +127,7 @@ class Recorder:
                     self.store.publish(group)
                     for callback, position in callbacks:
                         callback(position)
+                    self.on_commit()
                 if self.store.full:
                     self._become_full()
                     self.full = not await self._run_blocking(self.store.restore_reserve)
@@ -151,7 +149,6 @@ class Recorder:
                 return True
             except JournalFull as error:
                 self._become_full()
-                self._tell()
                 if self._closing.is_set():
                     log.error("%d frames that nobody was told of are given up: %s", group.frames, error)
                     return False

@@ -5,7 +5,8 @@
     BATCH_OPENED  BATCH_ITEMS...  BATCH_CLOSED  ITEMS_DONE...  [BATCH_RESUMED  ITEMS_DONE...]  BATCH_ENDED
 
 BATCH_CLOSED is the acceptance. ITEMS_DONE carries a block of rows as the session wrote them (`loopaid.wire.rows`).
-A batch that was dropped before it was closed has BATCH_ENDED without BATCH_CLOSED.
+A batch that was dropped before it was closed has BATCH_ENDED without BATCH_CLOSED. RETENTION follows the removal of
+the oldest segments; what says that they are gone is that they are.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ BATCH_CLOSED: Final = 18
 ITEMS_DONE: Final = 19
 BATCH_RESUMED: Final = 20
 BATCH_ENDED: Final = 21
+RETENTION: Final = 22
 
 
 class Activation(msgspec.Struct, frozen=True, array_like=True):
@@ -87,6 +89,16 @@ class BatchEnded(msgspec.Struct, frozen=True, array_like=True):
     reason: str
 
 
+class Retention(msgspec.Struct, frozen=True, array_like=True):
+    """Segments before `first_kept` were removed, with so many batches, whose greatest id is `horizon`. Frames further
+    on that speak of them are to be passed over."""
+
+    first_kept: int
+    horizon: str
+    at: float
+    batches: int
+
+
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_task: Final = msgspec.msgpack.Decoder(Task).decode
 decode_artifact: Final = msgspec.msgpack.Decoder(Artifact).decode
@@ -95,4 +107,5 @@ decode_opened: Final = msgspec.msgpack.Decoder(BatchOpened).decode
 decode_items: Final = msgspec.msgpack.Decoder(BatchItems).decode
 decode_closed: Final = msgspec.msgpack.Decoder(BatchClosed).decode
 decode_resumed: Final = msgspec.msgpack.Decoder(BatchResumed).decode
+decode_retention: Final = msgspec.msgpack.Decoder(Retention).decode
 decode_ended: Final = msgspec.msgpack.Decoder(BatchEnded).decode

@@ -22,6 +22,8 @@ class Replay:
     def __init__(self, make_batch: MakeBatch) -> None:
         self.unfinished: dict[str, Batch] = {}
         self.resumed: dict[str, records.BatchResumed] = {}
+        self.horizon = ""
+        """The greatest id that was pruned, as far as frames said."""
         self._make_batch = make_batch
 
     def fold(self, frame: Frame) -> Batch | None:
@@ -48,6 +50,8 @@ class Replay:
                 resumed = records.decode_resumed(frame.payload)
                 if resumed.batch_id in known:
                     self.resumed[resumed.batch_id] = resumed
+            case records.RETENTION:
+                self.horizon = max(self.horizon, records.decode_retention(frame.payload).horizon)
             case records.BATCH_ENDED:
                 ended = records.decode_ended(frame.payload)
                 if (batch := known.pop(ended.batch_id, None)) is not None:

@@ -7,6 +7,7 @@ import os
 from typing import Final
 
 import click
+import msgspec
 
 from loopaid.cli.embedded import ask_daemon
 from loopaid.cli.exit_codes import ExitCode
@@ -53,6 +54,27 @@ def info(settings: Settings) -> None:
     with settings.client() as client:
         described = client.log_info()
     print_object(settings, log_object(described), described.directory)
+
+
+@log.command()
+@click.option("--keep-bytes", type=click.IntRange(0), metavar="N", help="Down to so many bytes.")
+@click.option("--older-than", type=click.FloatRange(0), metavar="DAYS", help="What is older than so many days.")
+@pass_settings
+def prune(settings: Settings, keep_bytes: int | None, older_than: float | None) -> None:
+    """Remove the oldest files of the log, with the batches that begin in them; for admins.
+
+    Without options what [log] retention_bytes and retention_days say. The file that is written to stays, and so does
+    what an unfinished batch needs.
+
+    \b
+    Example:
+      loopai log prune --older-than 7
+    """
+    with settings.client() as client:
+        pruned = client.prune_log(keep_bytes, older_than)
+    if pruned.blocked_by is not None:
+        settings.note(f"batch {pruned.blocked_by} has not ended and keeps what would go else")
+    print_object(settings, msgspec.structs.asdict(pruned), str(pruned.segments))
 
 
 _state_dir = click.option(

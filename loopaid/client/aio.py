@@ -106,7 +106,7 @@ class Client:
     drain_pool = _verb(Verbs.drain_pool)
     status = _verb(Verbs.status)
     log_info = _verb(Verbs.log_info)
-    drain = _verb(Verbs.drain)
+    prune_log = _verb(Verbs.prune_log)
 
     @asynccontextmanager
     async def run_batch(

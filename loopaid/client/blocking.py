@@ -107,7 +107,7 @@ class BlockingClient:
     drain_pool = _verb(Verbs.drain_pool)
     status = _verb(Verbs.status)
     log_info = _verb(Verbs.log_info)
-    drain = _verb(Verbs.drain)
+    prune_log = _verb(Verbs.prune_log)
 
     @contextmanager
     def run_batch(

@@ -23,9 +23,7 @@ from loopaid.wire.messages import (
     CancelBatch,
     CancelRequested,
     CheckBatch,
-    DaemonDraining,
     DaemonStatus,
-    DrainDaemon,
     DrainPool,
     Exec,
     ExecResult,
@@ -36,8 +34,10 @@ from loopaid.wire.messages import (
     ListPools,
     ListTasks,
     LogInfo,
+    LogPruned,
     PoolDrained,
     PoolList,
+    PruneLog,
     PushArtifact,
     PutTask,
     ShowArtifact,
@@ -233,10 +233,10 @@ class Verbs:
     def status(self) -> Flow[DaemonStatus]:
         return call(GetStatus(), DaemonStatus)
 
-    def drain(self, *, wait: bool = True) -> Flow[DaemonDraining]:
-        """Have the daemon finish what runs, take nothing new, and end: for admins. Returns when it has finished, and
-        is about to be gone, or at once."""
-        return call(DrainDaemon(wait=wait), DaemonDraining)
-
     def log_info(self) -> Flow[LogInfo]:
         return call(GetLogInfo(), LogInfo)
+
+    def prune_log(self, bytes_max: int | None = None, days_max: float | None = None) -> Flow[LogPruned]:
+        """Remove what is beyond these limits, or those of the configuration; for admins. Whole segments go, from the
+        oldest, with the batches that begin in them."""
+        return call(PruneLog(bytes_max=bytes_max, days_max=days_max), LogPruned)

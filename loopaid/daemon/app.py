@@ -1,6 +1,6 @@
 """The daemon from the outside in: what it is made of, in the order in which it opens. Read this first.
 
-    journals ⊃ provider ⊃ recorders ⊃ pools ⊃ catalog, history, batches, intake ⊃ listener
+    journals ⊃ provider ⊃ recorders ⊃ pools ⊃ catalog, history, batches, intake, retention ⊃ listener
 
 Leaving closes in reverse: the listener stops accepting, batches get a deadline, sessions end, the recorders commit
 what is left, the journals sync and close. What fails outside us (sessions, connections) is restarted where it is
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import trio
 
 from loopaid.actors.batch import Surroundings
 from loopaid.actors.batches import Batches, open_batches
@@ -27,11 +28,11 @@ from loopaid.actors.intake import Intake, open_intake
 from loopaid.actors.pools import Pools, open_pools
 from loopaid.actors.recorder import Recorder, open_recorder
 from loopaid.actors.recovery import Recovery, found_batch
+from loopaid.actors.retention import Limits, Retention, open_retention
 from loopaid.actors.worker import RunBlocking
 from loopaid.config import Config
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
-from loopaid.daemon.drain import Drain
 from loopaid.daemon.lock import owned
 from loopaid.journal.disk import REAL_DISK, Disk
 from loopaid.journal.index import INDEX_NAME
@@ -59,13 +60,7 @@ class Daemon(msgspec.Struct, frozen=True):
     batches: Batches
     intake: Intake
     recorder: Recorder
-    catalog_recorder: Recorder
-    drain: Drain
-
-    async def beat(self) -> None:
-        """Return when everybody that all others wait for has come round: the loop, and both recorders."""
-        await self.catalog_recorder.beat()
-        await self.recorder.beat()
+    retention: Retention
 
 
 @asynccontextmanager
@@ -130,20 +125,31 @@ async def open_actors(
             policy = config.daemon.recovery
             Recovery(replay, batches, intake, around, policy, was_killed=was_killed).run()
             recorder.on_full = batches.stop_windows
-            yield Daemon(
-                config=config,
-                state_dir=state_dir,
-                started_at=wall_time(),
-                provider=provider,
-                pools=pools,
-                catalog=catalog,
-                history=history,
-                batches=batches,
-                intake=intake,
-                recorder=recorder,
-                catalog_recorder=catalog_recorder,
-                drain=Drain(batches, intake),
-            )
+            limits = Limits(config.log.retention_bytes, config.log.retention_days)
+            async with open_retention(limits, recorder, history, batches, intake, wall_time) as retention:
+                yield Daemon(
+                    config,
+                    state_dir,
+                    wall_time(),
+                    provider,
+                    pools,
+                    catalog,
+                    history,
+                    batches,
+                    intake,
+                    recorder,
+                    retention,
+                )
+
+
+async def drain(daemon: Daemon) -> None:
+    """Let what runs finish within `daemon.drain_timeout_s`; take nothing new."""
+    daemon.intake.draining = True
+    with trio.move_on_after(daemon.config.daemon.drain_timeout_s) as waiting:
+        await daemon.batches.wait_idle()
+    if waiting.cancelled_caught:
+        timeout_s = daemon.config.daemon.drain_timeout_s
+        log.warning("batches are unfinished after %g s and go on with the next start", timeout_s)
 
 
 def _scheduler(config: Config) -> Scheduler:

@@ -65,6 +65,13 @@ class Checkpoint(msgspec.Struct, frozen=True):
     horizon: str = ""
 
 
+class Gone(msgspec.Struct, frozen=True):
+    """So many batches, and the greatest id of them."""
+
+    batches: int
+    newest: str
+
+
 class Totals(msgspec.Struct, frozen=True):
     """Of all that is in the index."""
 
@@ -212,15 +219,15 @@ class Index:
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(*self._work.execute('SELECT scan_from, witness, "end", horizon FROM meta').fetchone())
 
-    def prune(self, start: int) -> None:
+    def prune(self, start: int) -> Gone:
         """Forget the batches whose home lies before a position."""
         with self._transaction():
-            self._work.execute("DELETE FROM batches WHERE home < ?", (start,))
-
-    def newest_before(self, start: int) -> str:
-        """The greatest id among the batches whose home lies before a position, "" if there is none."""
-        row = self._work.execute("SELECT max(id) FROM batches WHERE home < ?", (start,)).fetchone()
-        return row[0] or ""
+            where = "FROM batches WHERE home < ?"
+            number, newest = self._work.execute(f"SELECT count(*), coalesce(max(id), '') {where}", (start,)).fetchone()
+            if number:
+                self._work.execute(f"DELETE {where}", (start,))
+                self._work.execute("UPDATE meta SET horizon = max(horizon, ?)", (newest,))
+        return Gone(number, newest)
 
     def page(self, selection: Selection, limit: int) -> list[Entry]:
         """The newest first, without their places and histograms, which may be long."""

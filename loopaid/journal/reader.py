@@ -32,7 +32,7 @@ class Reader:
         self._fds: dict[int, int] = {}
 
     def read(self, position: int, stop: int) -> Frame:
-        """The frame at a position; nothing at or behind `stop` is touched. One thread at a time."""
+        """The frame at a position; nothing at or behind `stop` is touched. One thread at a time, as `forget_before`."""
         number, offset = split_position(position)
         if offset < HEADER_BYTES or position >= stop:
             raise ValueError(f"no frame can be read at position {position}")
@@ -61,6 +61,11 @@ class Reader:
                     raise JournalCorrupt(self._path(number), self._disk.size(fd), "the footer is missing")
             number += 1
             offset = HEADER_BYTES
+
+    def forget_before(self, number: int) -> None:
+        """Let go of segments that are to be removed, so that their space is free once they are."""
+        for old in [each for each in self._fds if each < number]:
+            self._disk.close(self._fds.pop(old))
 
     def close(self) -> None:
         for fd in self._fds.values():

@@ -43,6 +43,15 @@ DAMAGED_SUFFIX: Final = ".damaged-"
 _STORE_ID_BYTES: Final = 16
 
 
+class Segment(msgspec.Struct, frozen=True):
+    """One of the journal's files; `begun_at` is Unix seconds."""
+
+    number: int
+    bytes: int
+    first_seq: int
+    begun_at: float
+
+
 class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
     """What opening found. Frames are first_seq .. next_seq - 1; `bytes` is the size of all segments, after the cut.
 
@@ -67,10 +76,12 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """A directory ready for appending. Who receives it closes the writer."""
+    """A directory ready for appending. Who receives it closes the writer, whose segment has this `header`; `sealed` are
+    all others."""
 
     writer: SegmentWriter
-    store_id: bytes
+    header: SegmentHeader
+    sealed: list[Segment]
     report: RecoveryReport
 
 
@@ -110,10 +121,11 @@ def recover(disk: Disk, directory: str, wall_time: Callable[[], float]) -> Recov
                 f"{directory} was written by a newer loopaid (features {header.compatible:#x}); "
                 "this one may read it (`loopai log verify`) but not write"
             )
-    sealed_bytes = sum(
-        check_sealed(disk, directory, header, following) for header, following in itertools.pairwise(headers)
-    )
-    return _open_last(disk, directory, headers, sealed_bytes, wall_time)
+    sealed = [
+        Segment(header.number, check_sealed(disk, directory, header, following), header.first_seq, header.wall_time)
+        for header, following in itertools.pairwise(headers)
+    ]
+    return _open_last(disk, directory, headers, sealed, wall_time)
 
 
 def read_chain(disk: Disk, directory: str) -> list[SegmentHeader]:
@@ -220,11 +232,11 @@ def _create(disk: Disk, directory: str, wall_time: Callable[[], float]) -> Recov
     report = RecoveryReport(
         directory=directory, created=True, segments=1, first_segment=1, first_seq=1, next_seq=1, bytes=writer.end
     )
-    return Recovered(writer, store_id, report)
+    return Recovered(writer, header, [], report)
 
 
 def _open_last(
-    disk: Disk, directory: str, headers: list[SegmentHeader], sealed_bytes: int, wall_time: Callable[[], float]
+    disk: Disk, directory: str, headers: list[SegmentHeader], sealed: list[Segment], wall_time: Callable[[], float]
 ) -> Recovered:
     header = headers[-1]
     path = os.path.join(directory, segment_name(header.number))
@@ -247,7 +259,9 @@ def _open_last(
         if walk.sealed or os.path.basename(torn_file) in torn_files:
             following = SegmentHeader(header.store_id, header.number + 1, walk.next_seq, wall_time(), disk.boot_id())
             writer = writer.roll(following)
-            sealed_bytes += walk.end + (0 if walk.sealed else FRAME_HEADER_BYTES)
+            size_sealed = walk.end + (0 if walk.sealed else FRAME_HEADER_BYTES)
+            sealed = [*sealed, Segment(header.number, size_sealed, header.first_seq, header.wall_time)]
+            header = following
     except BaseException:
         disk.close(fd)
         raise
@@ -258,12 +272,12 @@ def _open_last(
         first_segment=headers[0].number,
         first_seq=headers[0].first_seq,
         next_seq=walk.next_seq,
-        bytes=sealed_bytes + writer.end,
+        bytes=sum(segment.bytes for segment in sealed) + writer.end,
         torn_bytes=size - walk.end,
         torn_file=torn_file if walk.bad is not None else None,
         torn_files=len(torn_files),
     )
-    return Recovered(writer, header.store_id, report)
+    return Recovered(writer, header, sealed, report)
 
 
 def _keep_newest_torn(disk: Disk, directory: str) -> list[str]:

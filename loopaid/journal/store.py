@@ -1,7 +1,7 @@
 """The append-only log of one writer: append, commit in groups, read by position.
 
 Two threads meet here. The event loop's thread owns everything but `commit`, `restore_reserve` and `close`, which
-block and run in a worker thread, one at a time. A group goes this way::
+block and run in a worker thread, one at a time (and `remove_retired`, in another). A group goes this way::
 
     store.append(...)  ...            loop     frames get their place and checksum; nothing is written
     group = store.take_group()        loop
@@ -30,10 +30,10 @@ from loopaid.errors import JournalError, JournalFull, JournalPoisoned
 from loopaid.journal.disk import REAL_DISK, Disk
 from loopaid.journal.group import Group, GroupBuilder
 from loopaid.journal.reader import Reader
-from loopaid.journal.record import FRAME_HEADER_BYTES, Frame, make_position
-from loopaid.journal.recovery import Recovered, RecoveryReport, recover
+from loopaid.journal.record import Frame, make_position
+from loopaid.journal.recovery import Recovered, RecoveryReport, Segment, recover
 from loopaid.journal.reserve import Reserve
-from loopaid.journal.segment import HEADER_BYTES, SegmentHeader
+from loopaid.journal.segment import HEADER_BYTES, SegmentHeader, segment_name
 
 SEGMENT_BYTES: Final = 64 << 20
 RESERVE_BYTES: Final = 16 << 20
@@ -111,15 +111,15 @@ class Store:
         self.full = False
         self._disk = disk
         self._directory = directory
-        self._store_id = recovered.store_id
+        self._store_id = recovered.header.store_id
         self._reserve = reserve
         self._durable = durable
         self._wall_time = wall_time
         self._poison: OSError | None = None
-        self._reader = Reader(disk, directory, recovered.store_id)
+        self._reader = Reader(disk, directory, self._store_id)
         self._writer = recovered.writer
         self._builder = GroupBuilder(
-            recovered.store_id,
+            self._store_id,
             self._writer.number,
             self._writer.end,
             recovered.report.next_seq,
@@ -127,7 +127,12 @@ class Store:
             durable=durable,
         )
         self._committed_end = self._durable_end = self._builder.end
-        self._bytes = recovered.report.bytes
+        self._sealed = {segment.number: segment for segment in recovered.sealed}
+        self._header = recovered.header
+        self._first = recovered.report.first_segment
+        self._first_seq = recovered.report.first_seq
+        self._summed = (0, 0, 0)
+        self._to_remove: list[int] = []
         self._frames_committed = 0
         self._commits = 0
         self._commit_seconds = 0.0
@@ -144,7 +149,7 @@ class Store:
     @property
     def start(self) -> int:
         """Position of the first frame there is."""
-        return make_position(self.recovery.first_segment, HEADER_BYTES)
+        return make_position(self._first, HEADER_BYTES)
 
     @property
     def end(self) -> int:
@@ -217,11 +222,12 @@ class Store:
                 header = SegmentHeader(
                     self._store_id, part.number, part.first_seq, self._wall_time(), self._disk.boot_id()
                 )
-                self._writer = self._writer.roll(header)
-                self._bytes += FRAME_HEADER_BYTES + HEADER_BYTES
+                full = self._writer
+                self._writer = full.roll(header)
+                before, self._header = self._header, header
+                self._sealed[full.number] = Segment(full.number, full.end, before.first_seq, before.wall_time)
             if part.number == self._writer.number and part.offset == self._writer.end:
                 self._writer.append(part.data)
-                self._bytes += len(part.data)
 
     def restore_reserve(self) -> bool:
         """Set the reserve aside again and leave the state `full`, if there is space; True if not full. Blocks.
@@ -241,6 +247,8 @@ class Store:
         Raises JournalCorrupt, JournalError if the file cannot be read, ValueError if no frame can begin there,
         FileNotFoundError if its segment was removed.
         """
+        if position < self.start:
+            raise FileNotFoundError(f"{position} was removed")
         try:
             return self._reader.read(position, self._durable_end)
         except FileNotFoundError:
@@ -256,11 +264,50 @@ class Store:
         end = self._durable_end
         return self._reader.scan(self.start if start is None else start, end if stop is None else min(stop, end))
 
+    @property
+    def bytes(self) -> int:
+        """The size of all segments; cheap, unless their number has changed."""
+        first, number, sealed_bytes = self._summed
+        if (first, number) != (self._first, self._writer.number):
+            sealed_bytes = sum([segment.bytes for segment in self.segments()[:-1]])
+            self._summed = (self._first, self._writer.number, sealed_bytes)
+        return sealed_bytes + self._writer.end
+
+    def segments(self) -> list[Segment]:
+        """The oldest first; the last one is being written to."""
+        last = self._writer
+        sealed = [segment for segment in self._sealed.copy().values() if segment.number < last.number]
+        return [*sealed, Segment(last.number, last.end, self._header.first_seq, self._header.wall_time)]
+
+    def retire(self, number: int) -> None:
+        """Have the journal begin with this segment, which is one of those there are; the loop's thread only. Nothing
+        before it can be read any more, and `remove_retired` is to follow."""
+        self._reader.forget_before(number)
+        for old in range(self._first, number):
+            del self._sealed[old]
+            self._to_remove.append(old)
+        self._first = number
+        self._first_seq = self.segments()[0].first_seq
+
+    def remove_retired(self) -> None:
+        """Remove the files of retired segments, the oldest first, each durably before the next: a crash leaves no hole.
+        Blocks; beside a commit if need be, but one call at a time. Raises JournalError, and goes on if called again."""
+        try:
+            while self._to_remove:
+                name = segment_name(self._to_remove[0])
+                for remains in sorted(self._disk.listdir(self._directory), reverse=True):
+                    if remains.startswith(name):
+                        self._disk.unlink(os.path.join(self._directory, remains))
+                self._disk.fsync_dir(self._directory)
+                del self._to_remove[0]
+        except OSError as error:
+            raise JournalError(f"cannot remove old segments of the journal in {self._directory}: {error}") from error
+
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
-            segments=self._writer.number - self.recovery.first_segment + 1,
-            bytes=self._bytes,
-            frames=self.recovery.frames + self._frames_committed,
+            segments=self._writer.number - self._first + 1,
+            bytes=self.bytes,
+            frames=self.recovery.next_seq - self._first_seq + self._frames_committed,
             commits=self._commits,
             commit_seconds=self._commit_seconds,
             pending_bytes=self.pending_bytes,

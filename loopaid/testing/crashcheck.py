@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from loopaid.errors import JournalError, JournalFull, JournalPoisoned
-from loopaid.journal.record import Frame
+from loopaid.journal.record import Frame, make_position
 from loopaid.journal.store import Store, open_store
 from loopaid.testing.simdisk import Fault, SimDisk
 
@@ -39,6 +39,7 @@ class Counts(msgspec.Struct):
     crashes_in_recovery: int = 0
     torn_tails: int = 0
     rolls: int = 0
+    removals: int = 0
     frames: int = 0
     faults: int = 0
     ended_healthy: int = 0
@@ -70,6 +71,7 @@ class History:
     def __init__(self) -> None:
         self._appended: list[tuple[int, bytes]] = []
         self._positions: list[int] = []
+        self._removable = 0
 
     def append(self, store: Store, chance: random.Random) -> None:
         payload = chance.randbytes(chance.choice(PAYLOAD_SIZES))
@@ -85,14 +87,29 @@ class History:
         """Forget what a crash took."""
         del self._appended[frames:], self._positions[frames:]
 
-    def check(self, frames: list[Frame], floor: int) -> None:
+    def remove(self, store: Store, chance: random.Random) -> bool:
+        """Let go of some of the oldest segments; False if there is but one."""
+        numbers = [segment.number for segment in store.segments()]
+        kept = chance.choice(numbers)
+        if kept == numbers[0]:
+            return False
+        self._removable = bisect.bisect_left(self._positions, make_position(kept, 0))
+        store.retire(kept)
+        store.remove_retired()
+        return True
+
+    def check(self, frames: list[Frame], floor: int, first_seq: int = 1) -> None:
+        """The frames from `first_seq` on are those of the journal, which has that one or will."""
+        removed = first_seq - 1
+        if removed > self._removable:
+            raise BrokenPromise(f"{self._removable} frames were to be removed, {removed} are gone")
         found = [(frame.type, frame.payload) for frame in frames]
-        if found != self._appended[: len(found)]:
+        if found != self._appended[removed : removed + len(found)]:
             raise BrokenPromise("the frames are not a prefix of what was appended")
-        if [frame.seq for frame in frames] != list(range(1, len(frames) + 1)):
+        if [frame.seq for frame in frames] != list(range(first_seq, first_seq + len(frames))):
             raise BrokenPromise("sequence numbers are not contiguous")
-        if len(found) < floor:
-            raise BrokenPromise(f"{floor} frames may have been acknowledged, {len(found)} are left")
+        if removed + len(found) < floor:
+            raise BrokenPromise(f"{floor} frames may have been acknowledged, {removed + len(found)} are left")
 
 
 def commit(store: Store) -> None:
@@ -146,17 +163,19 @@ class CrashCheck:
         self._store, self._changes = None, 0
         self._disk.on_change = self._crash_here
         self._store = store = self._open(self._disk)
-        segments = store.statistics().segments
+        last = store.segments()[-1].number
         for _ in range(steps):
             for _ in range(chance.choice((1, 1, 2, 5))):
                 self._history.append(store, chance)
             if chance.random() < 0.8:
                 commit(store)
-        self._counts.rolls += store.statistics().segments - segments
+            if chance.random() < 0.2:
+                self._counts.removals += self._history.remove(store, chance)
+        self._counts.rolls += store.segments()[-1].number - last
         self._counts.frames += self._history.visible(store) - self._floor
         self._disk = self._heirs.pop()
-        survivors = reopen(self._copy(self._disk), self._open)[1]
-        self._floor = len(survivors)
+        heir, survivors = reopen(self._copy(self._disk), self._open)
+        self._floor = heir.recovery.first_seq - 1 + len(survivors)
         self._history.restart(self._floor)
 
     def _copy(self, disk: SimDisk) -> SimDisk:
@@ -183,11 +202,11 @@ class CrashCheck:
         disk.on_change = None
         self._counts.crash_states += 1
         self._counts.torn_tails += store.recovery.torn_file is not None
-        self._history.check(frames, floor)
+        self._history.check(frames, floor, store.recovery.first_seq)
         for second in again:
             self._counts.crashes_in_recovery += 1
-            seen = reopen(second, self._open)[1]
-            self._history.check(seen, floor if self._power_safe or durable else self._floor)
+            third, seen = reopen(second, self._open)
+            self._history.check(seen, floor if self._power_safe or durable else self._floor, third.recovery.first_seq)
             if durable and seen != frames:
                 raise BrokenPromise("recovery that was interrupted found something else")
         if chance.random() < 0.1:

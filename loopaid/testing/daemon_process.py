@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -41,7 +41,7 @@ class DaemonEnded(Exception):
 class DaemonProcess:
     """One life of a daemon. Made by `open_daemon_process`, which kills it at the end if it is still there."""
 
-    def __init__(self, directory: Path, environ: Mapping[str, str], code: str, pass_fds: Sequence[int]) -> None:
+    def __init__(self, directory: Path, environ: Mapping[str, str], code: str) -> None:
         self.state_dir = directory / "state"
         self.socket = directory / "socket"
         self._log = directory / "daemon.log"
@@ -61,7 +61,7 @@ class DaemonProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(ready_theirs, *pass_fds),
+                pass_fds=(ready_theirs,),
             )
         os.close(ready_theirs)
         self._pidfd = os.pidfd_open(self._process.pid)
@@ -85,12 +85,9 @@ class DaemonProcess:
         await trio.lowlevel.wait_readable(self._pidfd)
         return self._process.wait()
 
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
     async def stop(self) -> int:
         """Ask it to end in good order; answers the exit status."""
-        self.signal(signal.SIGTERM)
+        self._process.send_signal(signal.SIGTERM)
         return await self.wait()
 
     async def kill(self) -> Orphans:
@@ -114,13 +111,13 @@ def daemon_argv(state_dir: Path, *options: str, code: str = "") -> list[str]:
 
 @asynccontextmanager
 async def open_daemon_process(
-    directory: Path, environ: Mapping[str, str], *, code: str = "", pass_fds: Sequence[int] = ()
+    directory: Path, environ: Mapping[str, str], *, code: str = ""
 ) -> AsyncIterator[DaemonProcess]:
     """Start a daemon with its state, socket and log in `directory`. It is not ready yet.
 
-    `code` is Python that runs in it first, to break something. `pass_fds` are open in it, under the same numbers.
+    `code` is Python that runs in it first, to break something.
     """
-    daemon = DaemonProcess(directory, environ, code, pass_fds)
+    daemon = DaemonProcess(directory, environ, code)
     try:
         yield daemon
     finally:

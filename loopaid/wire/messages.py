@@ -232,10 +232,12 @@ class GetLogInfo(Request, frozen=True, tag="log.info"):
     pass
 
 
-class DrainDaemon(Request, frozen=True, tag="drain"):
-    """Take nothing new, let what runs finish, and end: for admins. Answered at once, or when it has finished."""
+class PruneLog(Request, frozen=True, tag="log.prune"):
+    """Remove old segments now, for admins: down to so many bytes, and what is older than so many days; as configured
+    where it says nothing."""
 
-    wait: bool = True
+    bytes_max: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    days_max: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
 AnyRequest = (
@@ -262,7 +264,7 @@ AnyRequest = (
     | DrainPool
     | GetStatus
     | GetLogInfo
-    | DrainDaemon
+    | PruneLog
 )
 
 
@@ -359,6 +361,9 @@ class PoolDrained(Reply, frozen=True):
 
 
 class LogInfo(Reply, frozen=True):
+    """`oldest_at` is when its oldest segment was begun. `blocked_by`, told to its owner and to admins, is an unfinished
+    batch that keeps segments which retention would remove. `index_problem` is about the index of finished batches."""
+
     directory: str
     durability: str
     segments: int
@@ -371,13 +376,20 @@ class LogInfo(Reply, frozen=True):
     torn_tails: int
     free_bytes: int
     health: str
+    retention_bytes: int = 0
+    retention_days: float = 0.0
+    oldest_at: float = 0.0
+    blocked_by: str | None = None
+    index_problem: str = ""
 
 
-class DaemonDraining(Reply, frozen=True):
-    """Of the process `pid`. `unfinished` batches are running or queued, still, and go on with the next start."""
+class LogPruned(Reply, frozen=True):
+    """What was removed. `blocked_by` is the unfinished batch that keeps more."""
 
-    pid: int
-    unfinished: int
+    segments: int
+    bytes: int
+    batches: int
+    blocked_by: str | None = None
 
 
 class DaemonStatus(Reply, frozen=True):

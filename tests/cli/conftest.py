@@ -30,9 +30,9 @@ from loopaid.wire.messages import (
     BatchAccepted,
     BatchPlan,
     CancelRequested,
-    DaemonDraining,
     DaemonStatus,
     LogInfo,
+    LogPruned,
     PoolDrained,
     ResultBlock,
     StreamStart,
@@ -134,6 +134,7 @@ class FakeClient:
     problems: list[str] = dataclasses.field(default_factory=list)
     languages: dict[str, str] = dataclasses.field(default_factory=lambda: {"python": "3.11"})
     health: str = "healthy"
+    blocked_by: str | None = None
     calls: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     items: list[tuple[object, bytes]] = dataclasses.field(default_factory=list)
 
@@ -249,9 +250,9 @@ class FakeClient:
         self._called("drain_pool", language)
         return PoolDrained(closed=2, pools=[POOL])
 
-    def drain(self, *, wait: bool = True) -> DaemonDraining:
-        self._called("drain", wait)
-        return DaemonDraining(pid=2**22 + 1, unfinished=2)
+    def prune_log(self, bytes_max: int | None, days_max: float | None) -> LogPruned:
+        self._called("prune_log", bytes_max, days_max)
+        return LogPruned(segments=2, bytes=99, batches=3, blocked_by=self.blocked_by)
 
     def log_info(self) -> LogInfo:
         self._called("log_info")

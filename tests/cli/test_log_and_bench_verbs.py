@@ -73,6 +73,18 @@ def test_a_damaged_log_exits_with_1_and_its_report(loopai: Run, child: dict[str,
     ]
 
 
+def test_prune_says_what_went_and_who_keeps_the_rest(loopai: Run, client: Any) -> None:
+    ran = loopai("log", "prune", "--keep-bytes", "1000", "--older-than", "0.5")
+    assert ("prune_log", 1000, 0.5) in client.calls
+    assert ran.json == {"segments": 2, "bytes": 99, "batches": 3, "blocked_by": None}
+    assert ran.stderr == ""
+    client.blocked_by = "b7"
+    ran = loopai("log", "prune")
+    assert ("prune_log", None, None) in client.calls
+    assert ran.stderr == "batch b7 has not ended and keeps what would go else\n"
+    assert loopai("log", "prune", "--older-than", "-1").exit_code == 2
+
+
 def test_repair_says_what_is_lost_and_changes_nothing_unless_told_to(loopai: Run, child: dict[str, Any]) -> None:
     child |= {"exit_code": 1, "report": LOST}
     ran = loopai("log", "repair", "--output", "table")

@@ -42,8 +42,10 @@ from loopaid.wire.messages import (
     ListPools,
     ListTasks,
     LogInfo,
+    LogPruned,
     PoolDrained,
     PoolList,
+    PruneLog,
     PushArtifact,
     PutTask,
     ShowArtifact,
@@ -85,6 +87,7 @@ PLAN = BatchPlan(
 )
 POOL = PoolStatistics(language="python", size_max=20, total=1, spares=1)
 DRAINED = PoolDrained(closed=1, pools=[POOL])
+PRUNED = LogPruned(segments=2, bytes=99, batches=3, blocked_by="b1")
 LOG = LogInfo(
     directory="/x",
     durability="durable",
@@ -176,6 +179,8 @@ VERBS = [
     ("drain_pool", [], {}, DrainPool(), DRAINED, DRAINED),
     ("drain_pool", ["python"], {}, DrainPool(language=Language.PYTHON), DRAINED, DRAINED),
     ("log_info", [], {}, GetLogInfo(), LOG, LOG),
+    ("prune_log", [], {}, PruneLog(), PRUNED, PRUNED),
+    ("prune_log", [5, 0.5], {}, PruneLog(bytes_max=5, days_max=0.5), PRUNED, PRUNED),
 ]
 
 

@@ -66,8 +66,19 @@ COMMON = (m.GetStatus, m.GetLogInfo)
 """Those about the daemon, for everybody who can connect: sums, and no names."""
 
 
+FOR_ADMINS = (m.PruneLog,)
+"""Those that change what is everybody's."""
+
+
 def test_every_kind_of_request_is_tried() -> None:
-    assert {*REFERRING, *map(type, LISTING), *COMMON} == set(get_args(m.AnyRequest))
+    assert {*REFERRING, *map(type, LISTING), *COMMON, *FOR_ADMINS} == set(get_args(m.AnyRequest))
+
+
+@pytest.mark.parametrize("kind", FOR_ADMINS)
+async def test_what_is_for_admins_is_refused(kind: type[m.Request], as_user: AsUser) -> None:
+    outcome, body = await answered(as_user, kind())
+    assert outcome is FrameKind.ERROR
+    assert msgspec.msgpack.decode(body)["code"] == ErrorCode.NOT_PERMITTED
 
 
 @pytest.fixture

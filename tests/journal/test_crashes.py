@@ -17,6 +17,7 @@ def test_no_crash_loses_or_alters_what_was_acknowledged() -> None:
     assert counts.crashes_in_recovery >= 2_000
     assert counts.torn_tails >= 500
     assert counts.rolls >= 50
+    assert counts.removals >= 10
     assert counts.frames >= 150
 
 

@@ -12,6 +12,7 @@ import pytest
 from loopaid.journal.index import (
     Checkpoint,
     Entry,
+    Gone,
     Index,
     Selection,
     StaleIndex,
@@ -140,10 +141,11 @@ def test_sums_are_by_task_and_histograms_are_merged(index: Index) -> None:
 
 def test_pruning_forgets_whole_batches_by_their_home(index: Index) -> None:
     write(index, entry(1), entry(2), entry(3))
-    assert index.newest_before(2500) == entry(2).id
-    index.prune(2500)
+    assert index.prune(2500) == Gone(2, entry(2).id)
     assert ids(index.page(Selection(), 10)) == [3]
-    assert index.newest_before(2500) == ""
+    assert index.checkpoint().horizon == entry(2).id
+    assert index.prune(2500) == Gone(0, "")
+    assert index.checkpoint().horizon == entry(2).id
 
 
 def test_a_file_is_taken_up_with_its_checkpoint(path: str) -> None:

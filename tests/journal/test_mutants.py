@@ -113,6 +113,21 @@ def test_a_missing_directory_sync_is_caught_by_the_power_cuts() -> None:
         check_crashes(NoDirectorySync)
 
 
+def test_old_segments_removed_without_a_sync_between_are_caught_by_the_power_cuts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def remove_at_once(store: Store) -> None:
+        for number in store._to_remove:
+            store._disk.unlink(f"/log/{segment.segment_name(number)}")
+        store._disk.fsync_dir("/log")
+        store._to_remove.clear()
+
+    monkeypatch.setattr(Store, "remove_retired", remove_at_once)
+    with pytest.raises(BrokenPromise, match="is missing, although a later one exists"):
+        for seed in range(8):
+            CrashCheck(seed, Counts()).run(lives=4, steps=6)
+
+
 def test_publishing_before_the_commit_is_caught_by_the_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     take_group = Store.take_group
 

@@ -8,14 +8,17 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import loopaid
+from loopaid.actors.retention import Limits
 from loopaid.daemon.app import Daemon
+from loopaid.daemon.connection import Call
+from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.wire import messages as m
 
 if TYPE_CHECKING:
     from loopaid.daemon.server import Listener
 
 
-def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
+def get_status(daemon: Daemon, listener: Listener, call: Call) -> m.DaemonStatus:
     provider, recorder = daemon.provider, daemon.recorder
     problems = list(provider.notes)
     for language in daemon.pools.languages:
@@ -40,15 +43,16 @@ def get_status(daemon: Daemon, listener: Listener) -> m.DaemonStatus:
         connections=listener.connections,
         rss_bytes=_rss_bytes(),
         pools=[daemon.pools.statistics(language) for language in daemon.pools.languages],
-        log=_log_info(daemon),
+        log=_log_info(daemon, call),
     )
 
 
-def get_log_info(daemon: Daemon) -> m.LogInfo:
-    return _log_info(daemon)
+def get_log_info(daemon: Daemon, call: Call) -> m.LogInfo:
+    return _log_info(daemon, call)
 
 
-def _log_info(daemon: Daemon) -> m.LogInfo:
+def _log_info(daemon: Daemon, call: Call) -> m.LogInfo:
+    blocker = daemon.retention.blocker(daemon.retention.limits)
     statistics = daemon.recorder.store.statistics()
     free = os.statvfs(daemon.state_dir)
     return m.LogInfo(
@@ -64,6 +68,29 @@ def _log_info(daemon: Daemon) -> m.LogInfo:
         torn_tails=statistics.torn_files,
         free_bytes=free.f_bavail * free.f_frsize,
         health=daemon.recorder.health,
+        retention_bytes=daemon.retention.limits.bytes_max,
+        retention_days=daemon.retention.limits.days_max,
+        oldest_at=daemon.recorder.store.segments()[0].begun_at,
+        blocked_by=blocker.id if blocker is not None and call.peer.scope in (None, blocker.opened.uid) else None,
+        index_problem=daemon.history.problem,
+    )
+
+
+async def prune_log(daemon: Daemon, call: Call, request: m.PruneLog) -> m.LogPruned:
+    if not call.peer.is_admin:
+        raise LoopaidError(ErrorCode.NOT_PERMITTED, "only an admin may prune the log")
+    configured = daemon.retention.limits
+    limits = Limits(
+        configured.bytes_max if request.bytes_max is None else request.bytes_max,
+        configured.days_max if request.days_max is None else request.days_max,
+    )
+    pruned = await daemon.retention.prune(limits)
+    blocker = daemon.retention.blocker(limits)
+    return m.LogPruned(
+        segments=pruned.segments,
+        bytes=pruned.bytes,
+        batches=pruned.batches,
+        blocked_by=None if blocker is None else blocker.id,
     )
 
 
