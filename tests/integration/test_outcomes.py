@@ -203,7 +203,14 @@ async def test_a_syntax_error_is_one_record_for_the_whole_batch(run: Run, inside
 @pytest.mark.parametrize(
     ("top_level", "error"),
     [
-        ("import nothing_like_this", ("ModuleNotFoundError", "No module named 'nothing_like_this'")),
+        (
+            "import nothing_like_this",
+            (
+                "ModuleNotFoundError",
+                "No module named 'nothing_like_this' (programs may import the standard library and the packages of "
+                "the virtual environment that [pool.python] environment names; none is set)",
+            ),
+        ),
         ("1 / 0", ("ZeroDivisionError", "division by zero")),
         ("raise SystemExit(3)", ("SystemExit", "the program called exit(3)")),
         ("import os; os._exit(3)", ("ProcessEnded", "the program ended its process with exit code 3")),

@@ -126,7 +126,7 @@ class TestPython:
         monkeypatch.setenv("HOME", "/srv/people/ann")
         prefix = "/srv/people" if prefix == "home" else prefix
         path = interpreter(tmp_path / "python", executable=f"{prefix}/bin/python3", prefix=prefix, exec_prefix=prefix)
-        with pytest.raises(LoopaidError, match="install Python into a directory of its own") as caught:
+        with pytest.raises(LoopaidError, match="install it into a directory of its own") as caught:
             find_python(path)
         assert (caught.value.code, caught.value.path) == ("UNSUPPORTED_LANGUAGE", "pool.python.interpreter")
 

@@ -184,6 +184,7 @@ class LocalProvider:
             # Without a pid namespace of its own, kill(-1) would end every process of the user.
             "sweep": self._spec.kind == "bubblewrap",
             "site_packages": list(toolchain.site_packages),
+            "packages_hint": f" (programs may import the standard library and {_packages(toolchain)})",
         }
         return {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -192,6 +193,12 @@ class LocalProvider:
             "LANG": "C.UTF-8",
             "LOOPAID_HARNESS": msgspec.json.encode(settings).decode(),
         }
+
+
+def _packages(toolchain: PythonToolchain) -> str:
+    if toolchain.environment:
+        return f"what is installed in {toolchain.environment}, which is [pool.python] environment"
+    return "the packages of the virtual environment that [pool.python] environment names; none is set"
 
 
 def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:

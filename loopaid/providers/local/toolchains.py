@@ -80,17 +80,18 @@ def system_mounts() -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str],
 class PythonToolchain(msgspec.Struct, frozen=True, kw_only=True):
     """An interpreter for sessions. `executable` is its real path, the same inside and outside.
 
-    `read_only` are the directories it needs beside /usr, `site_packages` those of the configured environment, which
-    are among them and which the harness puts on `sys.path`.
+    `read_only` are the directories it needs beside /usr. `environment` is the virtual environment whose packages
+    programs may import, "" for none; the harness adds its `site_packages` as `site` would, .pth files included.
     """
 
     executable: str
     version: tuple[int, int, int]
     read_only: tuple[tuple[str, str], ...] = ()
+    environment: str = ""
     site_packages: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        packages = f", packages of {' and '.join(self.site_packages)}" if self.site_packages else ""
+        packages = f", packages of {self.environment}" if self.environment else ""
         return f"{self.executable}, Python {_dotted(self.version)}{packages}"
 
 
@@ -114,13 +115,15 @@ def find_python(interpreter: str = "", environment: str = "", *, run_as: int | N
     environment = environment or facts.environment
     packages = _site_packages(environment, facts) if environment else ()
     bound: list[str] = []
-    for path in (*_prefixes(facts), *packages):
+    elsewhere = _editable_sources(facts, packages, run_as) if packages else ()
+    for path in (*_prefixes(facts), *packages, *elsewhere):
         if not any(_is_below(path, parent) for parent in ("/usr", *bound)):
             bound.append(path)
     return PythonToolchain(
         executable=facts.executable,
         version=facts.version,
         read_only=tuple((path, path) for path in bound),
+        environment=environment,
         site_packages=packages,
     )
 
@@ -150,16 +153,60 @@ print(json.dumps({
 """
 
 
+# What .pth files lead to: more directories, or a finder that knows where its packages are (setuptools).
+_PACKAGES_QUESTION: Final = """
+import json, os, site, sys
+before = set(sys.path)
+for directory in sys.argv[1:]:
+    site.addsitedir(directory)
+found = [path for path in sys.path if path not in before]
+for name, module in sys.modules.items():
+    if name.startswith("__editable__"):
+        found += map(os.path.dirname, getattr(module, "MAPPING", {}).values())
+print()
+print(json.dumps([os.path.realpath(path) for path in found]))
+"""
+
+
+def _editable_sources(facts: _Facts, packages: tuple[str, ...], run_as: int | None) -> tuple[str, ...]:
+    """The directories outside of an environment from which its packages are imported."""
+    said = _run(facts.executable, ["-I", "-S", "-c", _PACKAGES_QUESTION, *packages], run_as)
+    try:
+        found = msgspec.json.decode(said, type=list[str])
+    except msgspec.DecodeError as error:
+        raise _unsupported(
+            f"the .pth files of {packages[0]} end the interpreter: {error}; mend the environment",
+            "pool.python.environment",
+        ) from error
+    outside = [path for path in found if not any(_is_below(path, known) for known in ("/usr", *packages))]
+    for path in outside:
+        _refuse_to_expose(path, f"the environment installs packages from {path}", "pool.python.environment")
+    return tuple(dict.fromkeys(outside))
+
+
 def _ask(interpreter: str, run_as: int | None) -> _Facts:
-    identity: dict[str, Any] = {}
-    if run_as is not None:
-        identity = {"user": run_as, "group": run_as, "extra_groups": []}
     path = shutil.which(interpreter)
     if path is None:
         raise _unsupported(f"there is no executable {interpreter!r}; {_NEEDED}")
+    # not -S: without `site` a virtual environment does not know itself
+    said = _run(path, ["-I", "-c", _QUESTION], run_as)
+    try:
+        facts = msgspec.json.decode(said, type=_Facts)
+    except msgspec.DecodeError as error:
+        raise _unsupported(f"{path} does not work as a Python interpreter: {error}; {_NEEDED}") from error
+    if facts.version < PYTHON_OLDEST:
+        raise _unsupported(f"{path} is Python {_dotted(facts.version)}; {_NEEDED}")
+    return facts
+
+
+def _run(path: str, arguments: list[str], run_as: int | None) -> bytes:
+    """The last line that an interpreter prints: .pth files may print too. Raises LoopaidError(UNSUPPORTED_LANGUAGE)."""
+    identity: dict[str, Any] = {}
+    if run_as is not None:
+        identity = {"user": run_as, "group": run_as, "extra_groups": []}
     try:
         run = subprocess.run(
-            [path, "-I", "-c", _QUESTION],  # not -S: without `site` a virtual environment does not know itself
+            [path, *arguments],
             capture_output=True,
             check=True,
             cwd="/",
@@ -167,18 +214,15 @@ def _ask(interpreter: str, run_as: int | None) -> _Facts:
             timeout=START_SECONDS_MAX,
             **identity,
         )
-        facts = msgspec.json.decode(run.stdout, type=_Facts)
     except PermissionError as error:
         raise _unsupported(f"{path} cannot be started{_as_whom(run_as)}; {_NEEDED}") from error
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip()[-500:]
         why = f": {said}" if said else ""
         raise _unsupported(f"{path} ends with status {error.returncode}{_as_whom(run_as)}{why}; {_NEEDED}") from error
-    except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError) as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise _unsupported(f"{path} does not work as a Python interpreter: {error}; {_NEEDED}") from error
-    if facts.version < PYTHON_OLDEST:
-        raise _unsupported(f"{path} is Python {_dotted(facts.version)}; {_NEEDED}")
-    return facts
+    return b"".join(run.stdout.splitlines()[-1:])
 
 
 def _own_interpreter() -> str:
@@ -191,13 +235,18 @@ def _prefixes(facts: _Facts) -> Iterator[str]:
     for prefix in (facts.prefix, facts.exec_prefix, os.path.dirname(facts.executable)):
         if _is_below(prefix, "/usr") or prefix in ("/", "/bin"):  # there already, see system_mounts
             continue
-        exposed = [path for path in (*_NEVER_BOUND, str(Path.home())) if _is_below(path, prefix)]
-        if exposed:
-            raise _unsupported(
-                f"the Python at {facts.executable} has the prefix {prefix}, and to bind that into the sandbox would "
-                f"show {exposed[0]} to programs; install Python into a directory of its own"
-            )
+        _refuse_to_expose(prefix, f"the Python at {facts.executable} has the prefix {prefix}")
         yield prefix
+
+
+def _refuse_to_expose(path: str, what: str, key: str = "pool.python.interpreter") -> None:
+    exposed = [private for private in (*_NEVER_BOUND, str(Path.home())) if _is_below(private, path)]
+    if exposed:
+        raise _unsupported(
+            f"{what}, and to bind that into the sandbox would show {exposed[0]} to programs; "
+            "install it into a directory of its own",
+            key,
+        )
 
 
 _NEVER_BOUND: Final = ("/etc", "/home", "/mnt", "/opt", "/root", "/run", "/srv", "/sys", "/tmp", "/var")  # noqa: S108

@@ -43,6 +43,7 @@ TRACEBACK_CHARS_MAX = 16384
 MESSAGE_CHARS_MAX = 4096
 NAME_CHARS_MAX = 200
 PROGRAM_FILE = "program.py"
+PACKAGES_HINT = ""
 CONTROL_FD_MIN = 64
 """Control descriptors live above what careless programs close."""
 
@@ -205,7 +206,20 @@ def describe_error(error):
         message = "the program called exit(%s)" % (text_of(error),)
     else:
         message = text_of(error)
+    if isinstance(error, ModuleNotFoundError):
+        message += PACKAGES_HINT
     return {"type": type(error).__name__[:NAME_CHARS_MAX], "message": message, "traceback": text}
+
+
+def add_packages(directories, hint):
+    """Make the packages of the configured environment importable, its .pth files and editable installs included."""
+    global PACKAGES_HINT
+    PACKAGES_HINT = hint
+    if directories:
+        import site
+
+        for directory in directories:
+            site.addsitedir(directory)
 
 
 def set_limits(limits):
@@ -237,7 +251,7 @@ class Harness:
         self.sweeps = settings["sweep"] and self.lives_in_a_pid_namespace()
         self.context = ItemContext()
         sys.modules["loopaid_item"] = self.context
-        sys.path[:0] = settings["site_packages"]
+        add_packages(settings["site_packages"], settings["packages_hint"])
         set_limits(settings["limits"])
         self.pid = os.getpid()
         os.register_at_fork(after_in_child=self.let_go)
