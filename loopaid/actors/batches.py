@@ -110,9 +110,14 @@ class Batches:
         """Oldest first."""
         return list(self._unfinished.values())
 
+    @property
+    def busy(self) -> int:
+        """How many batches run or are about to. Those that are held or still received are for another day."""
+        return sum(batch.state in (BatchState.QUEUED, BatchState.RUNNING) for batch in self._unfinished.values())
+
     async def wait_idle(self) -> None:
-        """Wait until no batch runs or is about to. Those that are held or still received are for another day."""
-        while any(batch.state in (BatchState.QUEUED, BatchState.RUNNING) for batch in self._unfinished.values()):
+        """Wait until no batch is busy."""
+        while self.busy:
             await self._changed.wait()
 
     # --- their life

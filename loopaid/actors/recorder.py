@@ -86,6 +86,11 @@ class Recorder:
             self._work.set()  # for deferred frames
             await self._committed.wait()
 
+    async def beat(self) -> None:
+        """Wait until the task that commits has come round. It does while the disk is full, and not while it hangs."""
+        self._work.set()
+        await self._committed.wait()
+
     async def room(self) -> None:
         """Wait until there is room for more rows: the back-pressure of a slow or full disk. Raises JournalPoisoned."""
         while self.full or self.store.pending_bytes > PENDING_BYTES_MAX:
@@ -149,6 +154,7 @@ class Recorder:
                 return True
             except JournalFull as error:
                 self._become_full()
+                self._tell()
                 if self._closing.is_set():
                     log.error("%d frames that nobody was told of are given up: %s", group.frames, error)
                     return False

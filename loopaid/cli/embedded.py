@@ -157,6 +157,7 @@ def _running(daemon: EmbeddedDaemon, config: str | None) -> Iterator[None]:
             process = subprocess.Popen(
                 daemon_argv(*options, "--ready-fd", str(ready_write)),
                 cwd=_PACKAGE_PARENT,
+                env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},  # it is no service
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

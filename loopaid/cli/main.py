@@ -36,6 +36,7 @@ _VERBS: Final = {
     "batch": ("batches:batch", "Submit batches and look at them."),
     "pool": ("pool:pool", "The warm sessions of each language."),
     "status": ("daemon_verbs:status", "How the daemon is."),
+    "drain": ("drain:drain", "Stop the daemon in good order."),
     "log": ("daemon_verbs:log", "The append-only log that holds the records."),
     "doctor": ("doctor:doctor", "What this machine and its daemon lack."),
     "completions": ("completions:completions", "What makes a shell complete the words of loopai."),

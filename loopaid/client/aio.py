@@ -107,6 +107,7 @@ class Client:
     status = _verb(Verbs.status)
     log_info = _verb(Verbs.log_info)
     prune_log = _verb(Verbs.prune_log)
+    drain = _verb(Verbs.drain)
 
     @asynccontextmanager
     async def run_batch(

@@ -108,6 +108,7 @@ class BlockingClient:
     status = _verb(Verbs.status)
     log_info = _verb(Verbs.log_info)
     prune_log = _verb(Verbs.prune_log)
+    drain = _verb(Verbs.drain)
 
     @contextmanager
     def run_batch(

@@ -23,7 +23,9 @@ from loopaid.wire.messages import (
     CancelBatch,
     CancelRequested,
     CheckBatch,
+    DaemonDraining,
     DaemonStatus,
+    DrainDaemon,
     DrainPool,
     Exec,
     ExecResult,
@@ -232,6 +234,11 @@ class Verbs:
 
     def status(self) -> Flow[DaemonStatus]:
         return call(GetStatus(), DaemonStatus)
+
+    def drain(self, *, wait: bool = True) -> Flow[DaemonDraining]:
+        """Have the daemon finish what runs, take nothing new, and end: for admins. Returns when it has finished, and
+        is about to be gone, or at once."""
+        return call(DrainDaemon(wait=wait), DaemonDraining)
 
     def log_info(self) -> Flow[LogInfo]:
         return call(GetLogInfo(), LogInfo)

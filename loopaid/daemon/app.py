@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-import trio
 
 from loopaid.actors.batch import Surroundings
 from loopaid.actors.batches import Batches, open_batches
@@ -33,6 +32,7 @@ from loopaid.actors.worker import RunBlocking
 from loopaid.config import Config
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
+from loopaid.daemon.drain import Drain
 from loopaid.daemon.lock import owned
 from loopaid.journal.disk import REAL_DISK, Disk
 from loopaid.journal.index import INDEX_NAME
@@ -61,6 +61,13 @@ class Daemon(msgspec.Struct, frozen=True):
     intake: Intake
     recorder: Recorder
     retention: Retention
+    catalog_recorder: Recorder
+    drain: Drain
+
+    async def beat(self) -> None:
+        """Return when everybody that all others wait for has come round: the loop, and both recorders."""
+        await self.catalog_recorder.beat()
+        await self.recorder.beat()
 
 
 @asynccontextmanager
@@ -128,28 +135,20 @@ async def open_actors(
             limits = Limits(config.log.retention_bytes, config.log.retention_days)
             async with open_retention(limits, recorder, history, batches, intake, wall_time) as retention:
                 yield Daemon(
-                    config,
-                    state_dir,
-                    wall_time(),
-                    provider,
-                    pools,
-                    catalog,
-                    history,
-                    batches,
-                    intake,
-                    recorder,
-                    retention,
+                    config=config,
+                    state_dir=state_dir,
+                    started_at=wall_time(),
+                    provider=provider,
+                    pools=pools,
+                    catalog=catalog,
+                    history=history,
+                    batches=batches,
+                    intake=intake,
+                    recorder=recorder,
+                    catalog_recorder=catalog_recorder,
+                    retention=retention,
+                    drain=Drain(batches, intake),
                 )
-
-
-async def drain(daemon: Daemon) -> None:
-    """Let what runs finish within `daemon.drain_timeout_s`; take nothing new."""
-    daemon.intake.draining = True
-    with trio.move_on_after(daemon.config.daemon.drain_timeout_s) as waiting:
-        await daemon.batches.wait_idle()
-    if waiting.cancelled_caught:
-        timeout_s = daemon.config.daemon.drain_timeout_s
-        log.warning("batches are unfinished after %g s and go on with the next start", timeout_s)
 
 
 def _scheduler(config: Config) -> Scheduler:

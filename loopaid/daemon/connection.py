@@ -96,6 +96,7 @@ class ClientStream:
         self._outbox_taken = trio.Event()
         self._unsent = memoryview(b"")
         self._ending = False
+        self._settled: trio.Event | None = None
 
     def __repr__(self) -> str:
         return f"<ClientStream uid={self.peer.uid} pid={self.peer.pid} {self.wire!r}>"
@@ -108,6 +109,8 @@ class ClientStream:
             self._say_last()
             for context in self.kept:
                 context.__exit__(None, None, None)
+            if self._settled is not None:
+                self._settled.set()
 
     async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -204,6 +207,7 @@ class ClientStream:
         self._put(frame)
         if self._uploading.pop(request_id, None) is not None:
             self._grant_upload()
+        self._note_settled()
 
     def _grant_upload(self) -> None:
         """Give back the credit of items that are durable or refused now."""
@@ -246,6 +250,7 @@ class ClientStream:
                 self._outbox_taken.set()
                 self._outbox_taken = trio.Event()
                 await self._send_bytes(data)
+                self._note_settled()
         except trio.TooSlowError:
             log.warning(
                 "client uid=%d pid=%d cut off: it read nothing for %g s",
@@ -263,6 +268,16 @@ class ClientStream:
             with trio.fail_after(self._stalled_s):
                 sent = await self._stream.socket.send(self._unsent)
             self._unsent = self._unsent[sent:]
+
+    async def wait_answered(self) -> None:
+        """Wait until everything that was asked is answered, and the socket has taken the answers."""
+        self._settled = trio.Event()
+        self._note_settled()
+        await self._settled.wait()
+
+    def _note_settled(self) -> None:
+        if self._settled is not None and not (self._calls or self._outbox or self._unsent):
+            self._settled.set()
 
     def _say_last(self) -> None:
         """What was answered while everything ended, such as DURABILITY_UNKNOWN, as far as the socket takes it now."""

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import logging
 import os
 import resource
-import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -18,17 +14,16 @@ import trio
 
 import loopaid
 from loopaid.config import Config, LoadedConfig, effective, load_config, resolve_daemon_socket, resolve_state_dir
-from loopaid.daemon.app import drain, open_daemon
 from loopaid.daemon.checks import run_checks
+from loopaid.daemon.life import live
+from loopaid.daemon.listen import take_activated_socket
 from loopaid.daemon.lock import locked
 from loopaid.daemon.logging import set_up_logging
-from loopaid.daemon.server import open_listener
+from loopaid.daemon.notify import take_notifier
 from loopaid.errors import ConfigError, JournalError, JournalLocked
 from loopaid.journal.repair import repair
 from loopaid.journal.verify import verify
 from loopaid.model import CheckState
-
-log = logging.getLogger("loopaid")
 
 EXIT_FAILED: Final = 1
 EXIT_LOG_UNUSABLE: Final = 74
@@ -64,10 +59,13 @@ def _main(options: argparse.Namespace) -> int:
         return _probe(config, state_dir)
     if options.repair_log:
         return _repair(state_dir, accept_loss=options.accept_loss)
-    socket_path = resolve_daemon_socket(config, options.socket, os.environ, os.geteuid()).absolute()
+    notifier = take_notifier(os.environ, os.getpid())
+    where = take_activated_socket(os.environ, os.getpid()) or (
+        resolve_daemon_socket(config, options.socket, os.environ, os.geteuid()).absolute()
+    )
     set_up_logging(config.daemon.log_level, config.daemon.log_format)
     _raise_limits()
-    trio.run(_run, config, state_dir, socket_path, options.ready_fd)
+    trio.run(live, config, state_dir, where, notifier, options.ready_fd)
     return 0
 
 
@@ -141,33 +139,6 @@ def _raise_limits() -> None:
     """A session takes some ten descriptors and a client one; the usual soft limit of 1024 is for select()."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-async def _run(config: Config, state_dir: Path, socket_path: Path, ready_fd: int | None) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_daemon(config, state_dir) as daemon, open_listener(daemon, socket_path) as listener:
-            gc.freeze()  # what is there now stays; the collector need not look at it again
-            for note in daemon.provider.notes:
-                log.warning("%s", note)
-            log.info("ready on %s, state in %s", socket_path, state_dir)
-            if ready_fd is not None:
-                os.write(ready_fd, b"READY\n")
-                os.close(ready_fd)
-            async for number in signals:
-                log.info("draining after %s", signal.Signals(number).name)
-                break
-            listener.accepting.cancel()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_abort_on_signal, signals, nursery.cancel_scope)
-                await drain(daemon)
-                nursery.cancel_scope.cancel()
-    log.info("stopped")
-
-
-async def _abort_on_signal(signals: AsyncIterator[int], draining: trio.CancelScope) -> None:
-    async for _number in signals:
-        log.warning("a second signal: stopping at once; unfinished batches go on with the next start")
-        draining.cancel()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import socket
 import stat
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -44,7 +44,9 @@ class Listener:
         self._nursery = nursery
         self._admin_gid = gid_of(daemon.config.socket.admin_group)
         self._per_uid: Counter[int] = Counter()
-        self.accepting = trio.CancelScope()
+        self._clients: set[ClientStream] = set()
+        self._accepting = trio.CancelScope()
+        self.path = os.fsdecode(sock.getsockname()).replace("\0", "@")
 
     @property
     def connections(self) -> int:
@@ -52,7 +54,7 @@ class Listener:
 
     async def accept_all(self) -> None:
         exhausted = False
-        with self.accepting:
+        with self._accepting:
             while True:
                 try:
                     accepted, _ = await self._sock.accept()
@@ -88,10 +90,19 @@ class Listener:
                 in_flight_max=limits.requests_in_flight_max,
                 stalled_s=limits.stalled_client_timeout_s,
             )
+            self._clients.add(client)
             try:
                 await client.serve()
             finally:
+                self._clients.remove(client)
                 self._per_uid[peer.uid] -= 1
+
+    async def wait_answered(self) -> None:
+        """Take no more clients, and wait until those that are there have received all that they asked for."""
+        self._accepting.cancel()
+        async with trio.open_nursery() as nursery:
+            for client in self._clients:
+                nursery.start_soon(client.wait_answered)
 
 
 def bind(path: Path, config: Config) -> socket.socket:
@@ -166,9 +177,10 @@ def _bound(path: Path, config: Config) -> Iterator[socket.socket]:
 
 
 @asynccontextmanager
-async def open_listener(daemon: Daemon, path: Path) -> AsyncIterator[Listener]:
-    """Serve clients on `path`. Leaving ends every connection and removes the socket."""
-    with _bound(path, daemon.config) as sock:
+async def open_listener(daemon: Daemon, where: Path | socket.socket) -> AsyncIterator[Listener]:
+    """Serve clients on a path, or on a socket that somebody else listens on for us. Leaving ends every connection, and
+    removes the socket's file if it is of our making."""
+    with _bound(where, daemon.config) if isinstance(where, Path) else closing(where) as sock:
         async with trio.open_nursery() as nursery:
             listener = Listener(daemon, trio.socket.from_stdlib_socket(sock), nursery)
             nursery.start_soon(listener.accept_all)

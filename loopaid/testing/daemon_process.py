@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -41,7 +41,7 @@ class DaemonEnded(Exception):
 class DaemonProcess:
     """One life of a daemon. Made by `open_daemon_process`, which kills it at the end if it is still there."""
 
-    def __init__(self, directory: Path, environ: Mapping[str, str], code: str) -> None:
+    def __init__(self, directory: Path, environ: Mapping[str, str], code: str, pass_fds: Sequence[int]) -> None:
         self.state_dir = directory / "state"
         self.socket = directory / "socket"
         self._log = directory / "daemon.log"
@@ -61,7 +61,7 @@ class DaemonProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(ready_theirs,),
+                pass_fds=(ready_theirs, *pass_fds),
             )
         os.close(ready_theirs)
         self._pidfd = os.pidfd_open(self._process.pid)
@@ -85,9 +85,12 @@ class DaemonProcess:
         await trio.lowlevel.wait_readable(self._pidfd)
         return self._process.wait()
 
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
     async def stop(self) -> int:
         """Ask it to end in good order; answers the exit status."""
-        self._process.send_signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
         return await self.wait()
 
     async def kill(self) -> Orphans:
@@ -111,13 +114,13 @@ def daemon_argv(state_dir: Path, *options: str, code: str = "") -> list[str]:
 
 @asynccontextmanager
 async def open_daemon_process(
-    directory: Path, environ: Mapping[str, str], *, code: str = ""
+    directory: Path, environ: Mapping[str, str], *, code: str = "", pass_fds: Sequence[int] = ()
 ) -> AsyncIterator[DaemonProcess]:
     """Start a daemon with its state, socket and log in `directory`. It is not ready yet.
 
-    `code` is Python that runs in it first, to break something.
+    `code` is Python that runs in it first, to break something. `pass_fds` are open in it, under the same numbers.
     """
-    daemon = DaemonProcess(directory, environ, code)
+    daemon = DaemonProcess(directory, environ, code, pass_fds)
     try:
         yield daemon
     finally:

@@ -20,7 +20,9 @@ from loopaid.wire.messages import (
     CancelRequested,
     CheckBatch,
     CloseBatch,
+    DaemonDraining,
     DaemonStatus,
+    DrainDaemon,
     DrainPool,
     Exec,
     ExecResult,
@@ -76,4 +78,5 @@ REPLY_TYPES: Final[dict[type[Request], type[msgspec.Struct]]] = {
     GetStatus: DaemonStatus,
     GetLogInfo: LogInfo,
     PruneLog: LogPruned,
+    DrainDaemon: DaemonDraining,
 }

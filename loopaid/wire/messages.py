@@ -240,6 +240,12 @@ class PruneLog(Request, frozen=True, tag="log.prune"):
     days_max: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
+class DrainDaemon(Request, frozen=True, tag="drain"):
+    """Take nothing new, let what runs finish, and end: for admins. Answered at once, or when it has finished."""
+
+    wait: bool = True
+
+
 AnyRequest = (
     PutTask
     | ListTasks
@@ -265,6 +271,7 @@ AnyRequest = (
     | GetStatus
     | GetLogInfo
     | PruneLog
+    | DrainDaemon
 )
 
 
@@ -390,6 +397,13 @@ class LogPruned(Reply, frozen=True):
     bytes: int
     batches: int
     blocked_by: str | None = None
+
+
+class DaemonDraining(Reply, frozen=True):
+    """Of the process `pid`. `unfinished` batches are running or queued, still, and go on with the next start."""
+
+    pid: int
+    unfinished: int
 
 
 class DaemonStatus(Reply, frozen=True):

@@ -181,6 +181,38 @@ async def test_a_full_disk_does_not_keep_the_daemon_from_stopping(
         assert payloads(store)[-1] == b"acknowledged"
 
 
+async def test_it_comes_round_while_idle_and_while_the_disk_is_full(autojump_clock: MockClock) -> None:
+    disk = SimDisk(capacity=20_000)
+    with closing(store_on(disk)) as store:
+        async with open_recorder(store, durable=True, run_blocking=slowly) as recorder:
+            await recorder.beat()
+            assert (trio.current_time(), store.statistics().commits) == (0.0, 0)
+            await FullDisk(recorder, disk).fill()
+            recorder.append(1, bytes(9000))
+            for _ in range(3):
+                began = trio.current_time()
+                await recorder.beat()
+                assert trio.current_time() - began <= FULL_RETRY_S + 2 * SYNC_S
+
+
+async def test_it_does_not_come_round_while_the_disk_hangs(autojump_clock: MockClock) -> None:
+    synced = trio.Event()
+
+    async def hanging(function: Callable[..., Any], *args: Any) -> Any:
+        await synced.wait()
+        return function(*args)
+
+    with closing(store_on(SimDisk())) as store:
+        async with open_recorder(store, durable=True, run_blocking=hanging) as recorder:
+            recorder.append(1, b"x")
+            with trio.move_on_after(1000) as waiting:
+                await recorder.beat()
+            assert waiting.cancelled_caught
+            synced.set()
+            await recorder.beat()
+            assert payloads(store) == [b"x"]
+
+
 async def test_when_a_sync_fails_everybody_who_waits_is_told_that_nothing_is_known(autojump_clock: MockClock) -> None:
     disk = SimDisk()
     told: list[int] = []

@@ -30,6 +30,7 @@ from loopaid.wire.messages import (
     BatchAccepted,
     BatchPlan,
     CancelRequested,
+    DaemonDraining,
     DaemonStatus,
     LogInfo,
     LogPruned,
@@ -253,6 +254,10 @@ class FakeClient:
     def prune_log(self, bytes_max: int | None, days_max: float | None) -> LogPruned:
         self._called("prune_log", bytes_max, days_max)
         return LogPruned(segments=2, bytes=99, batches=3, blocked_by=self.blocked_by)
+
+    def drain(self, *, wait: bool = True) -> DaemonDraining:
+        self._called("drain", wait)
+        return DaemonDraining(pid=2**22 + 1, unfinished=2)
 
     def log_info(self) -> LogInfo:
         self._called("log_info")

@@ -24,6 +24,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 state = options["--state-dir"]
 open(os.path.join(state, "records"), "w").close()
 open(os.path.join(state, "pid"), "w").write(str(os.getpid()))
+assert "NOTIFY_SOCKET" not in os.environ
 ready = int(options["--ready-fd"])
 os.write(ready, b"READY\\n")
 os.close(ready)
@@ -61,8 +62,11 @@ def pid_of(daemon: EmbeddedDaemon) -> int:
     return int((daemon.state_dir / "pid").read_text())
 
 
-def test_the_block_begins_when_the_daemon_is_ready_and_ends_when_it_is_gone(daemon_is: Daemon, tmp_path: Path) -> None:
+def test_the_block_begins_when_the_daemon_is_ready_and_ends_when_it_is_gone(
+    daemon_is: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     daemon_is(COMES_UP)
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/of/the/service/that/called/us")
     notes: list[str] = []
     with open_embedded(None, keep=False, note=notes.append) as daemon:
         pid = pid_of(daemon)

@@ -53,6 +53,7 @@ def test_every_verb_shows_an_example_in_its_help(loopai: Run, words: tuple[str, 
         ("pool_drained", ("pool", "drain")),
         ("status", ("status",)),
         ("log", ("log", "info")),
+        ("drained", ("drain",)),
     ],
 )
 def test_the_json_of_each_verb_is_what_it_always_was(
@@ -204,6 +205,12 @@ def test_options_out_of_range_are_refused_before_anything_is_sent(
 def test_batch_list_passes_its_filters_on(loopai: Run, client: Any) -> None:
     loopai("batch", "list", "--state", "running", "--limit", "5")
     assert ("list_batches", 5, BatchState.RUNNING) in client.calls
+
+
+def test_drain_waits_unless_told(loopai: Run, client: Any) -> None:
+    loopai("drain")
+    loopai("drain", "--no-wait")
+    assert [call for call in client.calls if call[0] == "drain"] == [("drain", True), ("drain", False)]
 
 
 def test_cancel_passes_its_reason_on(loopai: Run, client: Any) -> None:

@@ -17,7 +17,7 @@ from loopaid.actors.batch import Batch
 from loopaid.actors.batch_run import CANCEL_GRACE_S
 from loopaid.actors.intake import RECEIVING_TIMEOUT_S
 from loopaid.config import Config, load_config
-from loopaid.daemon.app import drain, open_daemon
+from loopaid.daemon.app import open_daemon
 from loopaid.errors import ErrorCode, JournalCorrupt, JournalLocked, LoopaidError
 from loopaid.journal.index import Selection
 from loopaid.journal.record import split_position
@@ -347,7 +347,7 @@ async def test_held_and_half_submitted_batches_do_not_delay_the_end(autojump_clo
     async with life(disk, daemon__recovery="hold") as small:
         await small.open([1, 2, 3])
         began = trio.current_time()
-        await drain(small.daemon)
+        await small.daemon.drain.run(60)
         assert trio.current_time() == began
 
 

@@ -30,7 +30,6 @@ from loopaid.config import (
     resolve_daemon_socket,
     resolve_state_dir,
 )
-from loopaid.daemon.app import drain
 from loopaid.daemon.logging import set_up_logging
 from loopaid.daemon.server import bind
 from loopaid.errors import LoopaidError
@@ -83,20 +82,6 @@ def test_log_format(root_logger: logging.Logger, capsys: pytest.CaptureFixture[s
     logging.getLogger("loopaid.test").info("batch %s", "b1")
     event = json.loads(capsys.readouterr().err)
     assert (event["level"], event["message"]) == ("info", "batch b1")
-
-
-@pytest.mark.parametrize("drain_timeout_s", [3.0, 30.0])
-async def test_drain_timeout(
-    drain_timeout_s: float, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with open_small_daemon(config=Config(daemon=DaemonSection(drain_timeout_s=drain_timeout_s))) as small:
-        await small.push()
-        await trio.sleep(1000)  # the clock does not stand near 0
-        await small.submit([{"ms": 100_000}], timeout_ms=200_000)
-        began = trio.current_time()
-        await drain(small.daemon)
-        assert trio.current_time() - began == drain_timeout_s
-    assert f"batches are unfinished after {drain_timeout_s:g} s and go on with the next start" in caplog.messages
 
 
 def test_state_dir_and_socket_path() -> None:

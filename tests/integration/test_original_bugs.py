@@ -27,7 +27,6 @@ import trio
 
 from loopaid.client import Client, Result, open_client
 from loopaid.daemon import server
-from loopaid.daemon.app import drain
 from loopaid.daemon.peers import Peer
 from loopaid.errors import ConnectionLost, ErrorCode, LoopaidError
 from loopaid.model import BatchState, Item
@@ -273,7 +272,8 @@ async def test_a_drain_finishes_what_runs_and_takes_nothing_new(client: Client, 
     await push(WAIT)
     batch_id = (await client.submit_batch("t", [20] * 10, max_concurrency=2)).batch_id
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(drain, daemon)
+        daemon.drain.ask("the test")
+        nursery.start_soon(daemon.drain.run, 60)
         summary = await client.wait_batch(batch_id)
     assert (summary.state, summary.by_status) == (BatchState.DONE, {"ok": 10})
     with pytest.raises(LoopaidError) as refused:

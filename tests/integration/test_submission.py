@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from loopaid.client import Client, open_client
-from loopaid.daemon.app import drain
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchState, Item, RequestedOptions, Shape
 from loopaid.wire.events import ReplyReceived
@@ -392,7 +391,7 @@ async def check_refused(raw: Any, client: Client, options: dict[str, Any], expec
 
 async def test_a_draining_daemon_takes_nothing_new(client: Client, push: Push, daemon: Any) -> None:
     await push(ECHO)
-    await drain(daemon)
+    daemon.drain.ask("the test")
     for submission in (client.submit_batch("t", [1]), client.exec("t", 1)):
         with pytest.raises(LoopaidError) as refused:
             await submission

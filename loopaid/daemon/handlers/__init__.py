@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from loopaid.daemon.handlers import batches, catalog, pools, results, status
+from loopaid.daemon.handlers import batches, catalog, drain, pools, results, status
 from loopaid.wire import messages as m
 
 if TYPE_CHECKING:
@@ -65,5 +65,7 @@ def dispatch(daemon: Daemon, listener: Listener, call: Call, request: m.AnyReque
             return status.get_log_info(daemon, call)
         case m.PruneLog():
             return status.prune_log(daemon, call, request)
+        case m.DrainDaemon():
+            return drain.drain_daemon(daemon, call, request)
         case _:
             assert_never(request)
