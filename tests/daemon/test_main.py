@@ -132,3 +132,15 @@ def test_nobody_repairs_for_another_user(state_dir: Path, monkeypatch: pytest.Mo
 
 def test_help_has_an_example() -> None:
     assert "example: loopaid --state-dir" in loopaid("--help").stdout
+
+
+def test_probe_prints_its_checks_and_exits_1_when_one_fails(tmp_path: Path) -> None:
+    fine = loopaid("--probe", "--state-dir", str(tmp_path / "state"))
+    assert (fine.returncode, fine.stderr) == (0, "")
+    assert {check["check"] for check in json.loads(fine.stdout)} >= {"state_directory", "sandbox", "python", "memory"}
+    assert not (tmp_path / "state").exists()
+    broken = loopaid("--probe", "--state-dir", str(tmp_path), LOOPAID_SANDBOX__BWRAP="/nowhere/bwrap")
+    checks = {check["check"]: check for check in json.loads(broken.stdout)}
+    assert broken.returncode == 1
+    assert checks["sandbox"]["state"] == "fail" and checks["sandbox"]["detail"].startswith("no_bwrap: ")
+    assert "apt install bubblewrap" in checks["sandbox"]["fix"]

@@ -158,6 +158,44 @@ print(json.dumps(failures))
     assert failures == {name: error for error, table in tables.items() for name in table if name in numbers}
 
 
+def test_calls_that_are_denied_for_an_argument_are_denied_by_the_kernel(sandbox: Sandbox) -> None:
+    assert sandbox.value("""
+import ctypes, errno, fcntl, socket
+libc = ctypes.CDLL(None, use_errno=True)
+clone = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+refused = {}
+def attempt(name, result):
+    refused[name] = errno.errorcode[ctypes.get_errno()] if result == -1 else "allowed"
+for name, flag in (
+    ("user", 0x10000000), ("mount", 0x20000), ("pid", 0x20000000), ("net", 0x40000000), ("ipc", 0x08000000),
+    ("uts", 0x04000000), ("cgroup", 0x02000000),
+):
+    attempt(name, libc.syscall(clone, flag | 17, 0, 0, 0, 0))
+null = os.open("/dev/null", os.O_RDWR)
+for name, request in (("TIOCSTI", 0x5412), ("TIOCLINUX", 0x541C), ("TIOCSETD", 0x5423)):
+    attempt(name, libc.ioctl(null, request, b"x"))
+attempt("personality", libc.personality(0x0040000))
+for name, family in (("vsock", 40), ("alg", 38), ("packet", 17), ("bluetooth", 31), ("xdp", 44)):
+    attempt(name, libc.socket(family, 3, 0))
+print(json.dumps(refused))
+""") == {
+        **dict.fromkeys(("user", "mount", "pid", "net", "ipc", "uts", "cgroup"), "EPERM"),
+        **dict.fromkeys(("TIOCSTI", "TIOCLINUX", "TIOCSETD", "personality"), "EPERM"),
+        **dict.fromkeys(("vsock", "alg", "packet", "bluetooth", "xdp"), "EAFNOSUPPORT"),
+    }
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="i386 is x86_64's older sister")
+def test_a_call_of_i386_kills(sandbox: Sandbox) -> None:
+    """mov eax, 20 (getpid); int 0x80; ret. A kernel without these calls kills as well, by SIGSEGV."""
+    program = (
+        "import ctypes, mmap; page = mmap.mmap(-1, 4096, prot=7); page.write(bytes.fromhex('b814000000cd80c3'));"
+        "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))(); print('alive')"
+    )
+    status, out, _ = sandbox.run(sandbox.python.executable, "-I", "-S", "-c", program)
+    assert (status - 128, out) in ((signal.SIGSYS, b""), (signal.SIGSEGV, b""))
+
+
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x32 is an interface of x86_64")
 def test_a_call_through_x32_kills(sandbox: Sandbox) -> None:
     program = "import ctypes; ctypes.CDLL(None).syscall(0x40000000 | 39); print('alive')"

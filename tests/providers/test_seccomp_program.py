@@ -153,6 +153,14 @@ def test_sockets_are_unix_internet_and_netlink(machine: str, arch: int, socket: 
     assert [judge(machine, arch, socket, family) for family in (af_alg, af_packet, af_vsock)] == [EAFNOSUPPORT] * 3
 
 
+@pytest.mark.parametrize(("machine", "arch", "call"), [("x86_64", X86_64, 135), ("aarch64", AARCH64, 92)])
+def test_a_process_cannot_be_made_easier_to_attack(machine: str, arch: int, call: int) -> None:
+    addr_no_randomize, read_implies_exec, per_linux32 = 0x0040000, 0x0400000, 8
+    assert [judge(machine, arch, call, value) for value in (0, 0xFFFFFFFF)] == [RET_ALLOW] * 2
+    for value in (addr_no_randomize, read_implies_exec, per_linux32):
+        assert judge(machine, arch, call, value) == EPERM
+
+
 def test_another_machine_is_refused_by_name() -> None:
     with pytest.raises(LoopaidError, match=r"SANDBOX_UNAVAILABLE: .*'riscv64'.*x86_64 and aarch64"):
         deny_program("riscv64")

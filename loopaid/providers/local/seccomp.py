@@ -120,6 +120,8 @@ _TIOCSETD: Final = 0x5423  # loads line disciplines
 # and which reaches the hypervisor, and AF_ALG.
 _FAMILIES: Final = (1, 2, 10, 16)  # AF_UNIX AF_INET AF_INET6 AF_NETLINK (getifaddrs)
 
+_PERSONALITIES: Final = (0, 0xFFFF_FFFF)  # the usual one, and the question which; others weaken the process
+
 
 class _Machine(NamedTuple):
     column: int  # in _DENIED
@@ -127,11 +129,12 @@ class _Machine(NamedTuple):
     clone: int
     ioctl: int
     socket: int
+    personality: int
 
 
 _MACHINES: Final = {
-    "x86_64": _Machine(0, 0xC000003E, clone=56, ioctl=16, socket=41),
-    "aarch64": _Machine(1, 0xC00000B7, clone=220, ioctl=29, socket=198),
+    "x86_64": _Machine(0, 0xC000003E, clone=56, ioctl=16, socket=41, personality=135),
+    "aarch64": _Machine(1, 0xC00000B7, clone=220, ioctl=29, socket=198, personality=92),
 }
 
 
@@ -181,6 +184,8 @@ def _assemble(machine: _Machine) -> bytes:
     families = [_Op(_EQUAL, family) for family in _FAMILIES]
     unsupported = RET_ERRNO | errno.EAFNOSUPPORT
     code += _if_call(machine.socket, argument=0, any_of=families, then=RET_ALLOW, otherwise=unsupported)
+    personalities = [_Op(_EQUAL, personality) for personality in _PERSONALITIES]
+    code += _if_call(machine.personality, argument=0, any_of=personalities, then=RET_ALLOW, otherwise=eperm)
     code.append(_Op(_RETURN, RET_ALLOW))
     return b"".join(struct.pack("<HBBI", op.code, op.if_true, op.if_false, op.value) for op in code)
 
