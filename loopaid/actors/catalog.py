@@ -6,7 +6,7 @@ import ast
 import hashlib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from loopaid.actors import records
@@ -62,9 +62,9 @@ class Catalog:
 
     # --- tasks
 
-    def tasks(self, uid: int | None) -> list[Task]:
-        """Those of a user, all for None."""
-        return [task for task in self._tasks.values() if uid is None or task.uid == uid]
+    def tasks(self, uid: int | None) -> Iterator[Task]:
+        """Those of a user, all for None, the oldest first."""
+        return (task for task in self._tasks.values() if uid is None or task.uid == uid)
 
     def task(self, uid: int, name: str) -> Task:
         try:

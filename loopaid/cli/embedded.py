@@ -77,13 +77,16 @@ def ask_daemon(question: str, *options: str, config: str | None, state_dir: str 
 
 
 @contextlib.contextmanager
-def open_embedded(config: str | None, *, keep: bool, note: Callable[[str], None]) -> Iterator[EmbeddedDaemon]:
-    """Start a daemon of our own and stop it at the end of the block. The state is removed unless worth keeping.
+def open_embedded(
+    config: str | None, *, keep: bool, note: Callable[[str], None], parent: Path | None = None
+) -> Iterator[EmbeddedDaemon]:
+    """Start a daemon of our own and stop it at the end of the block. The state is removed unless worth keeping; it is
+    a directory in `parent`, by default below $XDG_STATE_HOME.
 
     Raises DaemonUnreachable or ConfigError with the daemon's last words when it does not come up, OSError when
     there is no place for its state.
     """
-    state_dir = _make_state_dir()
+    state_dir = _make_state_dir(parent)
     with _socket_dir() as socket_dir:
         daemon = EmbeddedDaemon(os.path.join(socket_dir, "s"), state_dir, keep)
         try:
@@ -122,9 +125,9 @@ def kept_socket(daemon: EmbeddedDaemon) -> str:
     return str(path)
 
 
-def _make_state_dir() -> Path:
+def _make_state_dir(parent: Path | None) -> Path:
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    parent = Path(home, "loopaid", "embedded").absolute()
+    parent = parent or Path(home, "loopaid", "embedded").absolute()
     try:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=datetime.now(UTC).strftime("%Y%m%dT%H%M%S-"), dir=parent))

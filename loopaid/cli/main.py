@@ -31,6 +31,7 @@ _ENVIRONMENT_ERRORS = {
 _VERBS: Final = {
     "run": ("run:run", "Run a program over a file of items."),
     "exec": ("run:exec_", "Run a stored program over one input."),
+    "demo": ("demo:demo", "See it work, on texts of this machine."),
     "task": ("catalog:task", "Named purposes that own programs."),
     "artifact": ("catalog:artifact", "The versions of a task's program."),
     "batch": ("batches:batch", "Submit batches and look at them."),

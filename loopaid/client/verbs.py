@@ -14,6 +14,7 @@ from loopaid.client.results import Result, result_of
 from loopaid.errors import ErrorCode
 from loopaid.model import BatchState, BatchSummary, Language, PoolStatistics, Shape
 from loopaid.wire.messages import (
+    LISTED_MAX,
     ActivateArtifact,
     ArtifactInfo,
     ArtifactList,
@@ -69,8 +70,14 @@ class Verbs:
         return call(PutTask(name=name, sampling_rate=sampling_rate, create_only=True), TaskInfo)
 
     def list_tasks(self) -> Flow[list[TaskInfo]]:
-        reply = yield from call(ListTasks(), TaskList)
-        return reply.tasks
+        """All of them, the oldest first."""
+        tasks: list[TaskInfo] = []
+        while len(tasks) % LISTED_MAX == 0:
+            reply = yield from call(ListTasks(cursor=len(tasks)), TaskList)
+            if not reply.tasks:
+                break
+            tasks += reply.tasks
+        return tasks
 
     def show_task(self, name: str) -> Flow[TaskInfo]:
         return call(ShowTask(name=name), TaskInfo)
@@ -101,8 +108,14 @@ class Verbs:
         return call(request, ArtifactInfo)
 
     def list_artifacts(self, task: str) -> Flow[list[ArtifactInfo]]:
-        reply = yield from call(ListArtifacts(task=task), ArtifactList)
-        return reply.artifacts
+        """All versions, without their source."""
+        artifacts: list[ArtifactInfo] = []
+        while len(artifacts) % LISTED_MAX == 0:
+            reply = yield from call(ListArtifacts(task=task, cursor=len(artifacts)), ArtifactList)
+            if not reply.artifacts:
+                break
+            artifacts += reply.artifacts
+        return artifacts
 
     def show_artifact(self, task: str, version: int | None = None) -> Flow[ArtifactInfo]:
         """One version with its source; the active one unless told."""

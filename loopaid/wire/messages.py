@@ -28,6 +28,10 @@ REASON_CHARS_MAX: Final = 1000
 BATCHES_LISTED_MAX: Final = 1000
 """Summaries in one reply: with the longest texts they fit a frame, and making them holds nobody up for long."""
 
+LISTED_MAX: Final = 1000
+"""Tasks or artifacts in one reply, likewise. A reply with fewer is the last one."""
+
+Cursor = Annotated[int, msgspec.Meta(ge=0)]
 IdempotencyKey = Annotated[str, msgspec.Meta(max_length=KEY_CHARS_MAX)]
 
 
@@ -57,7 +61,9 @@ class PutTask(Request, frozen=True, tag="task.put"):
 
 
 class ListTasks(Request, frozen=True, tag="task.list"):
-    pass
+    """At most LISTED_MAX of them, in the order in which they were made, those before `cursor` left out."""
+
+    cursor: Cursor = 0
 
 
 class ShowTask(Request, frozen=True, tag="task.show"):
@@ -76,7 +82,10 @@ class PushArtifact(Request, frozen=True, tag="artifact.push"):
 
 
 class ListArtifacts(Request, frozen=True, tag="artifact.list"):
+    """As ListTasks."""
+
     task: str
+    cursor: Cursor = 0
 
 
 class ShowArtifact(Request, frozen=True, tag="artifact.show"):

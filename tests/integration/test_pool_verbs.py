@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loopaid.client import Client, open_client
-from loopaid.daemon import server
-from loopaid.daemon.connection import Peer
+from loopaid.client import Client
 from loopaid.errors import ErrorCode, LoopaidError
 
 Run = Callable[..., Awaitable[Any]]
@@ -77,16 +73,3 @@ async def test_a_language_that_cannot_run_is_not_waited_for(
     monkeypatch.setattr(inside.daemon.provider, "problem", lambda language: problem)
     with pytest.raises(LoopaidError, match="no bwrap"):
         await client.warm_pool("python", 1)
-
-
-async def test_whoever_is_no_admin_may_only_look(
-    client: Client, socket_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stranger = Peer(uid=os.getuid() + 1, pid=1, is_admin=False)
-    monkeypatch.setattr(server, "peer_of", lambda stream, is_admin: stranger)
-    async with open_client(socket_path) as other:
-        assert len(await other.list_pools()) == 1
-        for refused in (other.warm_pool("python"), other.drain_pool()):
-            with pytest.raises(LoopaidError) as caught:
-                await refused
-            assert caught.value.code == ErrorCode.NOT_PERMITTED

@@ -16,7 +16,7 @@ import pytest
 
 from loopaid.client import Client
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import BatchState
+from loopaid.model import BatchState, Language
 from loopaid.testing.other_users import STRANGER
 from loopaid.wire import messages as m
 from loopaid.wire.frames import FrameKind
@@ -53,6 +53,7 @@ REFERRING: dict[type[m.Request], Callable[[Names], m.Request]] = {
     m.AddItems: lambda names: m.AddItems(batch_id=names.batch, items=CHUNK),
     m.CloseBatch: lambda names: m.CloseBatch(batch_id=names.batch, total=1),
     m.SubmitBatch: lambda names: m.SubmitBatch(task=names.task, items=CHUNK, idempotency_key="key"),
+    m.CheckBatch: lambda names: m.CheckBatch(task=names.task, total=1),
     m.Exec: lambda names: m.Exec(task=names.task, input=b"1"),
     m.ShowBatch: lambda names: m.ShowBatch(batch_id=names.batch),
     m.Results: lambda names: m.Results(batch_id=names.batch, follow=False),
@@ -62,21 +63,21 @@ REFERRING: dict[type[m.Request], Callable[[Names], m.Request]] = {
 """Requests that name something of somebody. A new kind of request belongs here, or into one of the two below."""
 LISTING = (m.ListTasks(), m.ListBatches())
 """Those that answer with what is the asker's."""
-COMMON = (m.GetStatus, m.GetLogInfo)
+COMMON = (m.GetStatus, m.GetLogInfo, m.ListPools)
 """Those about the daemon, for everybody who can connect: sums, and no names."""
 
 
-FOR_ADMINS = (m.PruneLog,)
+FOR_ADMINS = (m.PruneLog(), m.DrainDaemon(), m.WarmPool(language=Language.PYTHON), m.DrainPool())
 """Those that change what is everybody's."""
 
 
 def test_every_kind_of_request_is_tried() -> None:
-    assert {*REFERRING, *map(type, LISTING), *COMMON, *FOR_ADMINS} == set(get_args(m.AnyRequest))
+    assert {*REFERRING, *map(type, LISTING), *COMMON, *map(type, FOR_ADMINS)} == set(get_args(m.AnyRequest))
 
 
-@pytest.mark.parametrize("kind", FOR_ADMINS)
-async def test_what_is_for_admins_is_refused(kind: type[m.Request], as_user: AsUser) -> None:
-    outcome, body = await answered(as_user, kind())
+@pytest.mark.parametrize("request_", FOR_ADMINS, ids=lambda request: type(request).__name__)
+async def test_what_is_for_admins_is_refused(request_: m.Request, as_user: AsUser) -> None:
+    outcome, body = await answered(as_user, request_)
     assert outcome is FrameKind.ERROR
     assert msgspec.msgpack.decode(body)["code"] == ErrorCode.NOT_PERMITTED
 

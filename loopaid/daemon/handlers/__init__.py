@@ -20,7 +20,7 @@ def dispatch(daemon: Daemon, listener: Listener, call: Call, request: m.AnyReque
         case m.PutTask():
             return catalog.put_task(daemon, call, request)
         case m.ListTasks():
-            return catalog.list_tasks(daemon, call)
+            return catalog.list_tasks(daemon, call, request)
         case m.ShowTask():
             return catalog.show_task(daemon, call, request)
         case m.PushArtifact():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Final
 
 from loopaid.daemon.app import Daemon
@@ -33,8 +34,9 @@ async def put_task(daemon: Daemon, call: Call, request: m.PutTask) -> m.TaskInfo
     return _task_info(daemon, task)
 
 
-def list_tasks(daemon: Daemon, call: Call) -> m.TaskList:
-    return m.TaskList(tasks=[_task_info(daemon, task) for task in daemon.catalog.tasks(call.peer.scope)])
+def list_tasks(daemon: Daemon, call: Call, request: m.ListTasks) -> m.TaskList:
+    page = islice(daemon.catalog.tasks(call.peer.scope), request.cursor, request.cursor + m.LISTED_MAX)
+    return m.TaskList(tasks=[_task_info(daemon, task) for task in page])
 
 
 def show_task(daemon: Daemon, call: Call, request: m.ShowTask) -> m.TaskInfo:
@@ -63,7 +65,8 @@ async def push_artifact(daemon: Daemon, call: Call, request: m.PushArtifact) -> 
 
 def list_artifacts(daemon: Daemon, call: Call, request: m.ListArtifacts) -> m.ArtifactList:
     versions = daemon.catalog.versions(*owner_of(call, request.task))
-    return m.ArtifactList(artifacts=[_artifact_info(daemon, artifact) for artifact in versions])
+    page = versions[request.cursor : request.cursor + m.LISTED_MAX]
+    return m.ArtifactList(artifacts=[_artifact_info(daemon, artifact) for artifact in page])
 
 
 def show_artifact(daemon: Daemon, call: Call, request: m.ShowArtifact) -> m.ArtifactInfo:

@@ -6,17 +6,13 @@ import os
 
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
-from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.daemon.handlers.admins import check_admin
 from loopaid.wire import messages as m
 
 
 async def drain_daemon(daemon: Daemon, call: Call, request: m.DrainDaemon) -> m.DaemonDraining:
     peer = call.peer
-    if not peer.is_admin:
-        group = daemon.config.socket.admin_group
-        raise LoopaidError(
-            ErrorCode.NOT_PERMITTED, f"only root, the daemon's own user and the group {group} may do this"
-        )
+    check_admin(daemon, call)
     daemon.drain.ask(f"a request of uid {peer.uid}, pid {peer.pid}")
     if request.wait:
         await daemon.drain.over.wait()

@@ -6,6 +6,7 @@ import trio
 
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
+from loopaid.daemon.handlers.admins import check_admin
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import Language, PoolStatistics
 from loopaid.wire import messages as m
@@ -16,7 +17,7 @@ def list_pools(daemon: Daemon) -> m.PoolList:
 
 
 async def warm_pool(daemon: Daemon, call: Call, request: m.WarmPool) -> PoolStatistics:
-    _check_admin(call)
+    check_admin(daemon, call)
     language, count = _known(daemon, request.language), request.count
     if (problem := daemon.provider.problem(language)) is not None:
         raise LoopaidError.from_info(problem)
@@ -41,7 +42,7 @@ async def warm_pool(daemon: Daemon, call: Call, request: m.WarmPool) -> PoolStat
 
 
 def drain_pool(daemon: Daemon, call: Call, request: m.DrainPool) -> m.PoolDrained:
-    _check_admin(call)
+    check_admin(daemon, call)
     languages = daemon.pools.languages if request.language is None else [_known(daemon, request.language)]
     closed = sum(map(daemon.pools.clear, languages))
     return m.PoolDrained(closed=closed, pools=_statistics(daemon))
@@ -58,8 +59,3 @@ def _known(daemon: Daemon, language: Language) -> Language:
             ErrorCode.UNSUPPORTED_LANGUAGE, f"there is no pool of {language}, but of {known}", path="language"
         )
     return language
-
-
-def _check_admin(call: Call) -> None:
-    if not call.peer.is_admin:
-        raise LoopaidError(ErrorCode.NOT_PERMITTED, "the pools belong to all users: this takes an admin")

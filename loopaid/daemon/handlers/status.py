@@ -11,7 +11,7 @@ import loopaid
 from loopaid.actors.retention import Limits
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
-from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.daemon.handlers.admins import check_admin
 from loopaid.wire import messages as m
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def _log_info(daemon: Daemon, call: Call) -> m.LogInfo:
 
 
 async def prune_log(daemon: Daemon, call: Call, request: m.PruneLog) -> m.LogPruned:
-    if not call.peer.is_admin:
-        raise LoopaidError(ErrorCode.NOT_PERMITTED, "only an admin may prune the log")
+    check_admin(daemon, call)
     configured = daemon.retention.limits
     limits = Limits(
         configured.bytes_max if request.bytes_max is None else request.bytes_max,
