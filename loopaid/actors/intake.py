@@ -21,7 +21,7 @@ from loopaid.actors.catalog import Catalog, check_rate
 from loopaid.actors.items import ItemIds, check_chunk, count_sampled
 from loopaid.config import Config
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import BatchOptions, Isolation, Language, RequestedOptions
+from loopaid.model import BatchOptions, Language, RequestedOptions
 from loopaid.providers.base import Provider
 from loopaid.wire.messages import CheckBatch, Exec, ItemsChunk, OpenBatch, SubmitBatch
 
@@ -251,12 +251,6 @@ class Intake:
         if self.draining:
             raise LoopaidError(
                 ErrorCode.DRAINING, "the daemon is about to stop and takes no new batches", retry_after_ms=BUSY_RETRY_MS
-            )
-        if options.isolation is Isolation.ITEM:
-            raise LoopaidError(
-                ErrorCode.UNSUPPORTED_ISOLATION,
-                "this version runs batches at isolation `session` or `process`",
-                path="options.isolation",
             )
         if options.provider != "local":
             raise LoopaidError(

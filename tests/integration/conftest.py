@@ -20,7 +20,7 @@ from loopaid.config import Config, load_config
 from loopaid.daemon.app import Daemon, open_daemon
 from loopaid.daemon.server import open_listener
 from loopaid.errors import LoopaidError
-from loopaid.model import BatchSummary, Language, PoolStatistics
+from loopaid.model import BatchSummary, Isolation, Language, PoolStatistics
 from loopaid.providers.local import provider
 from loopaid.providers.local.session import LocalSession
 from loopaid.testing.other_users import connected_as
@@ -195,11 +195,17 @@ def probe_once() -> Iterator[None]:
 
 
 @pytest.fixture
-def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
+def isolation() -> Isolation:
+    """Of batches that do not say; test modules that hold at several levels define this over again, with `params`."""
+    return Isolation.SESSION
+
+
+@pytest.fixture
+def config(request: pytest.FixtureRequest, tmp_path: Path, isolation: Isolation) -> Config:
     """The defaults, and over them the test's `settings`; of several marks the one nearest to the test counts."""
-    settings: dict[str, object] = {}
-    for mark in request.node.iter_markers("settings"):
-        settings = {**mark.kwargs, **settings}
+    settings: dict[str, object] = {"execution__isolation": isolation}
+    for mark in reversed(list(request.node.iter_markers("settings"))):
+        settings |= mark.kwargs
     environ = {f"LOOPAID_{key.upper()}": str(value) for key, value in settings.items()}
     return load_config(None, environ, system_file=tmp_path / "no-such-file").config
 

@@ -13,7 +13,7 @@ import pytest
 
 from loopaid.actors import batch_run
 from loopaid.client import Client
-from loopaid.model import BatchState, Item
+from loopaid.model import BatchState, Isolation, Item
 
 Run = Callable[..., Awaitable[Any]]
 Push = Callable[..., Awaitable[str]]
@@ -43,6 +43,12 @@ def main(expression):
     return eval(expression)
 """
 WAIT = "import time\n\ndef main(ms):\n    time.sleep(ms / 1000)\n    return ms\n"
+
+
+@pytest.fixture(params=list(Isolation), ids=str)
+def isolation(request: pytest.FixtureRequest) -> Isolation:
+    level: Isolation = request.param
+    return level
 
 
 def nested(depth: int) -> list[Any]:
@@ -80,7 +86,7 @@ async def test_outputs_are_what_json_can_say(run: Run) -> None:
     assert str(ran.outputs[2]) == "-0.0"
 
 
-async def test_other_outputs_are_invalid_and_say_where(run: Run) -> None:
+async def test_other_outputs_are_invalid_and_say_where(run: Run, isolation: Isolation) -> None:
     expected = {
         "math.nan": "output: nan",
         "[1, {'a': -math.inf}]": "output[1].a: -inf",
@@ -102,7 +108,7 @@ async def test_other_outputs_are_invalid_and_say_where(run: Run) -> None:
         expression: ("InvalidOutput", message) for expression, message in expected.items()
     }
     assert ran.outputs == [None] * len(expected) + ["next"]
-    assert len(ran.session_ids) == 1
+    assert len(ran.session_ids) == (len(ran.results) if isolation is Isolation.PROCESS else 1)
 
 
 @pytest.mark.settings(limits__output_bytes_max=1000)
@@ -175,7 +181,9 @@ async def test_silent_items_say_nothing_and_odd_characters_survive(run: Run) -> 
 
 
 @pytest.mark.settings(sandbox__tmp_bytes=1 << 20)
-async def test_a_flood_of_output_ends_the_item_and_its_session_and_nothing_else(run: Run) -> None:
+async def test_a_flood_of_output_ends_the_item_and_what_it_ran_in_and_nothing_else(
+    run: Run, isolation: Isolation
+) -> None:
     source = (
         "import os\n\ndef main(flood):\n    while flood:\n        try:\n"
         "            os.write(1, b'z' * 65536)\n        except OSError:\n            return 'survived'\n"
@@ -184,7 +192,7 @@ async def test_a_flood_of_output_ends_the_item_and_its_session_and_nothing_else(
     assert ran.statuses == ["ok", "output_limit", "ok"]
     assert ran.errors[1] == ("OutputLimit", "the program printed more than 1048576 bytes")
     assert (ran.results[1].stdout, ran.results[1].stdout_truncated) == ("z" * 65536, True)
-    assert ran.results[2].session_id != ran.results[1].session_id
+    assert (ran.results[2].session_id == ran.results[1].session_id) is (isolation is Isolation.ITEM)
 
 
 # --- programs that fail
@@ -238,7 +246,7 @@ async def test_what_a_program_printed_before_its_load_failed_stands_behind_the_t
     assert ("ZeroDivisionError: division by zero" in told) == (end == "1 / 0")
 
 
-async def test_exits_and_signals_are_the_programs_error_and_name_it(run: Run) -> None:
+async def test_exits_and_signals_are_the_programs_error_and_name_it(run: Run, isolation: Isolation) -> None:
     expected = {
         "sys.exit(3)": ("SystemExit", "the program called exit(3)"),
         "sys.exit('why')": ("SystemExit", "the program called exit(why)"),
@@ -255,10 +263,10 @@ async def test_exits_and_signals_are_the_programs_error_and_name_it(run: Run) ->
     assert dict(zip(expected, ran.errors[:-1], strict=True)) == expected
     assert ran.statuses == ["program_error"] * len(expected) + ["ok"]
     assert {each.attempt for each in ran.results} == {1}
-    assert len(ran.session_ids) == 6
+    assert len(ran.session_ids) == {Isolation.SESSION: 6, Isolation.ITEM: 1, Isolation.PROCESS: 11}[isolation]
 
 
-async def test_an_item_over_its_time_is_ended_with_what_it_had_printed(run: Run) -> None:
+async def test_an_item_over_its_time_is_ended_with_what_it_had_printed(run: Run, isolation: Isolation) -> None:
     source = (
         "def main(endless):\n    print('begun', flush=True)\n    while endless:\n        pass\n    return 'quick'\n"
     )
@@ -267,8 +275,7 @@ async def test_an_item_over_its_time_is_ended_with_what_it_had_printed(run: Run)
     assert ran.errors[1] == ("Timeout", "the item ran longer than timeout_ms = 150")
     assert ran.results[1].stdout == "begun\n"
     assert 150 <= ran.results[1].latency_ms < 150 + 250
-    sessions = [each.session_id for each in ran.results]
-    assert sessions[0] == sessions[1] != sessions[2]
+    assert len(ran.session_ids) == {Isolation.SESSION: 2, Isolation.ITEM: 1, Isolation.PROCESS: 3}[isolation]
 
 
 async def test_an_item_that_ends_late_by_itself_is_a_timeout_too(run: Run) -> None:
@@ -310,6 +317,7 @@ async def test_a_program_can_ask_which_item_it_works_on(run: Run) -> None:
 # --- sessions that die through no fault of the program
 
 
+@pytest.mark.parametrize("isolation", [Isolation.SESSION, Isolation.ITEM])
 async def test_a_session_killed_from_outside_costs_one_attempt_and_no_neighbour(
     client: Client, push: Push, inside: Any
 ) -> None:

@@ -359,7 +359,7 @@ REFUSED: list[tuple[dict[str, Any], ErrorCode, str | None]] = [
     ({"timeout_ms": 3_600_001}, ErrorCode.INVALID_TIMEOUT, "options.timeout_ms"),
     ({"priority": -1}, ErrorCode.INVALID_REQUEST, "options.priority"),
     ({"priority": 10}, ErrorCode.INVALID_REQUEST, "options.priority"),
-    ({"isolation": "item"}, ErrorCode.UNSUPPORTED_ISOLATION, "options.isolation"),
+    ({"provider": "standard", "isolation": "item"}, ErrorCode.UNSUPPORTED_ISOLATION, "options.isolation"),
     ({"provider": "standard", "isolation": "session"}, ErrorCode.UNSUPPORTED_ISOLATION, "options.isolation"),
     ({"provider": "elsewhere"}, ErrorCode.INVALID_REQUEST, "options.provider"),
     ({"sampling_rate": 1.5}, ErrorCode.INVALID_REQUEST, "sampling_rate"),

@@ -62,6 +62,7 @@ def judge(machine: str, arch: int, number: int, *args: int) -> int:
         ("fsopen", 430, 430),
         ("mount_setattr", 442, 442),
         ("pidfd_getfd", 438, 438),
+        ("mq_open", 240, 180),
     ],
 )
 def test_denied_calls_get_eperm(name: str, x86_64: int, aarch64: int) -> None:
@@ -159,6 +160,13 @@ def test_a_process_cannot_be_made_easier_to_attack(machine: str, arch: int, call
     assert [judge(machine, arch, call, value) for value in (0, 0xFFFFFFFF)] == [RET_ALLOW] * 2
     for value in (addr_no_randomize, read_implies_exec, per_linux32):
         assert judge(machine, arch, call, value) == EPERM
+
+
+@pytest.mark.parametrize(("machine", "arch", "prlimit64"), [("x86_64", X86_64, 302), ("aarch64", AARCH64, 261)])
+def test_limits_are_changed_of_oneself_only(machine: str, arch: int, prlimit64: int) -> None:
+    assert judge(machine, arch, prlimit64, 0) == RET_ALLOW
+    assert judge(machine, arch, prlimit64, 0xFFFFFFFF_00000000) == RET_ALLOW
+    assert [judge(machine, arch, prlimit64, pid) for pid in (1, 2, 0x8000_0000)] == [EPERM] * 3
 
 
 def test_another_machine_is_refused_by_name() -> None:

@@ -48,6 +48,13 @@ class Capture:
         return os.pread(self.fd, min(size, self._limit), 0).decode("utf-8", "replace"), size > self._limit
 
 
+def describe_code(code: int) -> str:
+    """How a program's process ended, from its exit code or minus the signal that ended it."""
+    with contextlib.suppress(ValueError):
+        return f"the program's process was killed by {signal.Signals(-code).name}"
+    return f"the program ended its process with exit code {code}"
+
+
 class SandboxProcess:
     """bubblewrap and all below it; for kind `none` the harness. `aclose` belongs to the owner, once it has ended.
 
@@ -123,14 +130,13 @@ class SandboxProcess:
         code = self.reap()
         if code is None:
             return EndedBy.PROGRAM, "the session closed its pipes"
-        number = -code if code < 0 else code - 128
-        if number == signal.SIGKILL and self.memory.exceeded:
+        if code > 128:
+            code = 128 - code
+        if code == -signal.SIGKILL and self.memory.exceeded:
             return EndedBy.LIMIT, "the session took more memory than [sandbox] memory_bytes"
-        if number == signal.SIGKILL:
+        if code == -signal.SIGKILL:
             return EndedBy.OUTSIDE, "the session was killed by SIGKILL from outside"
-        with contextlib.suppress(ValueError):
-            return EndedBy.PROGRAM, f"the program's process was killed by {signal.Signals(number).name}"
-        return EndedBy.PROGRAM, f"the program ended its process with exit code {code}"
+        return EndedBy.PROGRAM, describe_code(code)
 
     def captured(self, error: ProgramError) -> Extra:
         """What the running item printed until now, and the error."""

@@ -1,11 +1,15 @@
 """What the daemon and a harness say to each other, sans-IO: frames both ways, and rows, checked as they come.
 
-The protocol stands at the top of harness/python.py, the format of rows in loopaid/wire/rows.py. A program shares its
-process with the harness, so nothing is believed: whatever a harness never sends raises ProtocolViolation.
+The protocol stands at the top of harness/python.py and harness/zygote.py, the format of rows in loopaid/wire/rows.py.
+A program shares its process with the harness, so nothing is believed: whatever a harness never sends raises
+ProtocolViolation.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.resources
+import signal
 import struct
 from typing import Annotated, Final, TypeVar
 
@@ -13,6 +17,8 @@ import msgspec
 
 from loopaid.errors import ProtocolViolation
 from loopaid.model import STATUSES, ItemStatus, ProgramError
+from loopaid.providers.base import Program, Window
+from loopaid.providers.local.process import describe_code
 from loopaid.wire.messages import UNDECODABLE
 from loopaid.wire.rows import (
     SEQ_MODULUS,
@@ -26,7 +32,7 @@ from loopaid.wire.rows import (
     split_rows,
 )
 
-LOAD, RUN, STOP = 1, 2, 3
+LOAD, RUN, STOP, KILL = 1, 2, 3, 4
 READY, LOADED, LOAD_FAILED, END = 1, 2, 3, 4
 _FRAME: Final = struct.Struct(">BI")
 
@@ -40,10 +46,20 @@ class Ready(msgspec.Struct):
     version: str
 
 
+class Loaded(msgspec.Struct):
+    """`took_s` is what the body of the program's module took, if that is run again for every item."""
+
+    took_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
+
+
 class End(msgspec.Struct):
+    """`exit` and `garbled` are about the item behind those that are done, which ended without a row."""
+
     done: int
     tainted: bool
     rss_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+    exit: int | None = None
+    garbled: bool = False
 
 
 class Failure(msgspec.Struct):
@@ -71,6 +87,60 @@ def encode_frame(kind: int, *parts: bytes) -> bytes:
     return b"".join((_FRAME.pack(kind, sum(map(len, parts))), *parts))
 
 
+@functools.cache
+def _zygote() -> str:
+    return importlib.resources.files(__package__).joinpath("harness/zygote.py").read_text()
+
+
+def encode_load(program: Program, row_bytes_max: int, *, apart: bool) -> bytes:
+    """The LOAD of a program; `apart`: every item of it will run in a process of its own."""
+    payload = {
+        "source": program.source,
+        "shape": program.shape,
+        "digest": program.digest,
+        "zygote": _zygote() if apart else None,
+        "row_bytes_max": row_bytes_max,
+    }
+    return encode_frame(LOAD, msgspec.json.encode(payload))
+
+
+def encode_window(window: Window, seq: int, *, apart: bool) -> bytes:
+    """The RUN of a window whose first row will be `seq`; `apart`: for the parent of processes of one item each."""
+    if not apart:
+        return _encode_run(window, seq)
+    head = msgspec.json.encode({"seq": seq, "count": window.count, "stop_on_error": window.stop_on_error})
+    items = [
+        _encode_run(
+            msgspec.structs.replace(
+                window,
+                first=window.first + place,
+                count=1,
+                inputs=text,
+                ids=window.ids and [window.ids[place]],
+            ),
+            (seq + place) % SEQ_MODULUS,
+        )
+        for place, text in enumerate(window.inputs.split(b"\n"))
+    ]
+    return encode_frame(RUN, len(head).to_bytes(4, "big"), head, *items)
+
+
+def _encode_run(window: Window, seq: int) -> bytes:
+    meta = msgspec.json.encode(
+        {
+            "seq": seq,
+            "count": window.count,
+            "stop_on_error": window.stop_on_error,
+            "eager_stop": window.eager_stop,
+            "batch": window.batch_id,
+            "first": window.first,
+            "attempt": window.attempt,
+            "ids": window.ids,
+        }
+    )
+    return encode_frame(RUN, len(meta).to_bytes(4, "big"), meta, window.inputs)
+
+
 def decode_payload(payload: bytes, kind: type[T]) -> T:
     """Decode a frame's JSON. Raises ProtocolViolation: the harness sends no other shape."""
     try:
@@ -81,6 +151,19 @@ def decode_payload(payload: bytes, kind: type[T]) -> T:
 
 def timeout_error(timeout_ms: int) -> ProgramError:
     return ProgramError("Timeout", f"the item ran longer than timeout_ms = {timeout_ms}")
+
+
+def ended_item(code: int, timeout_ms: int, *, garbled: bool) -> tuple[ItemStatus, ProgramError]:
+    """What became of an item whose process ended with this exit code, or minus signal, and left no row."""
+    if code == -signal.SIGKILL and not garbled:  # that is us: killed by anybody else it ends its parent too
+        return ItemStatus.TIMEOUT, timeout_error(timeout_ms)
+    if garbled:
+        return ItemStatus.PROGRAM_ERROR, disturbed("what it wrote is not the row of its item")
+    return ItemStatus.PROGRAM_ERROR, ProgramError("ProcessEnded", describe_code(code))
+
+
+def disturbed(reason: str) -> ProgramError:
+    return ProgramError("ProtocolViolation", f"the program disturbed the session it ran in: {reason}")
 
 
 class FrameBuffer:
@@ -115,7 +198,7 @@ class RowBuffer:
 
     def __init__(self, seq: int, row_bytes_max: int) -> None:
         self.seq = seq
-        self._row_bytes_max = row_bytes_max
+        self.row_bytes_max = row_bytes_max
         self._buffer = bytearray()
 
     def __bool__(self) -> bool:
@@ -124,14 +207,14 @@ class RowBuffer:
     @property
     def has_room(self) -> bool:
         """Whether more may be fed: a row more than fits at most."""
-        return len(self._buffer) <= self._row_bytes_max
+        return len(self._buffer) <= self.row_bytes_max
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
 
     def take(self, rows_max: int, timeout_ms: int) -> tuple[bytes, list[Row]]:
         """The whole rows there are, encoded and decoded, with what is wrong with their outputs put right."""
-        count, length = split_rows(self._buffer, self._row_bytes_max)
+        count, length = split_rows(self._buffer, self.row_bytes_max)
         if not count:
             return b"", []
         if count > rows_max:
@@ -149,6 +232,12 @@ class RowBuffer:
             rows = decode_rows(encoded, count)
         self.seq = (self.seq + count) % SEQ_MODULUS
         return encoded, rows
+
+    def make(self, status: ItemStatus, latency_us: int, extra: Extra) -> tuple[bytes, list[Row]]:
+        """The next row, when it is ours to say how the item ended."""
+        encoded = pack_row(self.seq, status, latency_us, b"", extra)
+        self.seq = (self.seq + 1) % SEQ_MODULUS
+        return encoded, decode_rows(encoded, 1)
 
 
 def _late_rows(rows: list[Row], timeout_ms: int) -> list[bytes]:

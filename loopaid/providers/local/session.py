@@ -17,25 +17,29 @@ import msgspec
 import trio
 
 from loopaid.errors import ProtocolViolation
-from loopaid.model import ItemStatus, Language, ProgramError
+from loopaid.model import Isolation, ItemStatus, Language, ProgramError
 from loopaid.providers.base import Deliver, EndedBy, LoadFailed, Program, SessionEnded, Window, WindowEnd
 from loopaid.providers.local.memory import MemoryLimits
 from loopaid.providers.local.process import END_DEADLINE_S, KILL_GRACE_S, SandboxProcess
 from loopaid.providers.local.protocol import (
     END,
-    LOAD,
+    KILL,
     LOAD_FAILED,
     LOADED,
     READY,
-    RUN,
     STOP,
     End,
     Failure,
     FrameBuffer,
+    Loaded,
     Ready,
     RowBuffer,
     decode_payload,
+    disturbed,
     encode_frame,
+    encode_load,
+    encode_window,
+    ended_item,
     timeout_error,
 )
 from loopaid.wire.rows import SEQ_MODULUS
@@ -43,6 +47,8 @@ from loopaid.wire.rows import SEQ_MODULUS
 COALESCE_S: Final = 0.005
 """As long as a window is meant to last: usually its end comes first."""
 PIPE_BYTES: Final = 1 << 20
+MODULE_MARGIN: Final = 2
+"""At isolation `item` the body of the module runs within an item's time, which it is given on top, so many times."""
 _ENDINGS: Final = {
     EndedBy.PROGRAM: (ItemStatus.PROGRAM_ERROR, "ProcessEnded"),
     EndedBy.LIMIT: (ItemStatus.MEMORY_LIMIT, "MemoryLimit"),
@@ -79,6 +85,8 @@ class LocalSession:
         seq = random.randrange(SEQ_MODULUS)  # noqa: S311 - only meant to differ between sessions
         self._from_up = FrameBuffer()
         self._from_rows = RowBuffer(seq, row_bytes_max)
+        self._apart = False
+        self._module_s = 0.0
         self._up_ended = False
         self._closed = False
         self._killed = False
@@ -110,18 +118,18 @@ class LocalSession:
         self.version = decode_payload(payload, Ready).version
 
     async def load(self, program: Program, *, timeout_s: float) -> None:
-        payload = msgspec.json.encode(
-            {"source": program.source, "shape": program.shape, "digest": program.digest},
-        )
+        self._apart = program.isolation is Isolation.ITEM
+        frame = encode_load(program, self._from_rows.row_bytes_max, apart=self._apart)
         with self._in_use():
             await self._expect_silence()
-            await self._write(encode_frame(LOAD, payload), trio.current_time() + timeout_s)
+            await self._write(frame, trio.current_time() + timeout_s)
             kind, payload = await self._control_frame(timeout_s)
-        if kind == LOADED:
-            return
-        if kind != LOAD_FAILED:
+        if kind not in (LOADED, LOAD_FAILED):
             await self._violation(f"frame {kind} where LOADED was due", done=0)
         try:
+            if kind == LOADED:
+                self._module_s = decode_payload(payload, Loaded).took_s
+                return
             failure = decode_payload(payload, Failure)
         except ProtocolViolation as error:
             await self._violation(str(error), done=0)
@@ -131,9 +139,7 @@ class LocalSession:
         if self._writing:
             self._stop_wanted = True  # behind the frame, not in its middle
         elif self._running and not self._closed:
-            # A full pipe means that the session has not even read its window yet; it will end soon enough.
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                os.write(self._pipes.down, encode_frame(STOP))
+            self._tell(encode_frame(STOP))
 
     def kill(self) -> None:
         self._killed = True
@@ -163,20 +169,8 @@ class LocalSession:
     # --- windows
 
     async def run(self, window: Window, deliver: Deliver) -> WindowEnd:
-        meta = msgspec.json.encode(
-            {
-                "seq": self._from_rows.seq,
-                "count": window.count,
-                "stop_on_error": window.stop_on_error,
-                "eager_stop": window.eager_stop,
-                "batch": window.batch_id,
-                "first": window.first,
-                "attempt": window.attempt,
-                "ids": window.ids,
-            }
-        )
-        frame = encode_frame(RUN, len(meta).to_bytes(4, "big"), meta, window.inputs)
-        patience = window.timeout_ms / 1000 + KILL_GRACE_S
+        frame = encode_window(window, self._from_rows.seq, apart=self._apart)
+        patience = window.timeout_ms / 1000 + KILL_GRACE_S + MODULE_MARGIN * self._module_s
         with self._in_use():
             await self._expect_silence()
             await self._write(frame, trio.current_time() + patience)
@@ -198,9 +192,15 @@ class LocalSession:
         done = 0
         clock = trio.current_time
         began = clock()
+        deadline = began + patience
+        told = not self._apart
         while True:
-            with trio.move_on_at(began + patience) as waiting:
+            with trio.move_on_at(deadline) as waiting:
                 await trio.lowlevel.wait_readable(self._either)
+            if waiting.cancelled_caught and not told:
+                self._tell(encode_frame(KILL, self._from_rows.seq.to_bytes(4, "big")))
+                told, deadline = True, deadline + KILL_GRACE_S
+                continue
             if waiting.cancelled_caught:
                 await self._end_by_timeout(window, done, began, deliver)
             try:
@@ -209,7 +209,7 @@ class LocalSession:
                 new = self._deliver_rows(window, done, deliver)
                 done += new
                 if end is not None:
-                    return self._window_end(end, done, window)
+                    return self._window_end(end, done, window, began, deliver)
                 if eof or self._up_ended:
                     await self._expect_exit()
                     raise await self._ended_by_itself(done, clock() - began)
@@ -217,7 +217,8 @@ class LocalSession:
                 await self._violation(str(error), done)
             if new:
                 began = clock()
-            elif clock() >= began + patience:  # something always came, but never a row
+                deadline, told = began + patience, not self._apart
+            elif told and clock() >= deadline:  # something always came, but never a row
                 await self._end_by_timeout(window, done, began, deliver)
 
     async def _coalesced_end(self) -> tuple[int, bytes] | None:
@@ -266,14 +267,21 @@ class LocalSession:
             deliver(done, encoded, rows)
         return len(rows)
 
-    def _window_end(self, frame: tuple[int, bytes], done: int, window: Window) -> WindowEnd:
+    def _window_end(
+        self, frame: tuple[int, bytes], done: int, window: Window, began: float, deliver: Deliver
+    ) -> WindowEnd:
         kind, payload = frame
         if kind != END or self._from_up or self._from_rows:
             raise ProtocolViolation(f"frame {kind} where END was due")
         end = decode_payload(payload, End)
-        if end.done != done or done < 1:
+        begun = done if end.exit is None else done + 1
+        if end.done != done or not 1 <= begun <= window.count or (end.exit is not None and not self._apart):
             raise ProtocolViolation(f"END of {end.done} items behind {done} rows")
-        return WindowEnd(done, end.tainted, max(end.rss_bytes, self._process.memory.peak_bytes or 0))
+        if end.exit is not None:
+            status, error = ended_item(end.exit, window.timeout_ms, garbled=end.garbled)
+            ran_us = int((trio.current_time() - began) * 1e6)
+            deliver(done, *self._from_rows.make(status, ran_us, self._process.captured(error)))
+        return WindowEnd(begun, end.tainted, max(end.rss_bytes, self._process.memory.peak_bytes or 0))
 
     # --- how sessions end
 
@@ -305,12 +313,11 @@ class LocalSession:
     async def _violation(self, reason: str, done: int) -> NoReturn:
         self._process.kill()
         await self._process.wait_exit()
-        error = ProgramError("ProtocolViolation", f"the program disturbed the session it ran in: {reason}")
         raise SessionEnded(
             EndedBy.PROGRAM,
             done=done,
             status=ItemStatus.PROGRAM_ERROR,
-            extra=self._process.captured(error),
+            extra=self._process.captured(disturbed(reason)),
             reason=f"protocol violation: {reason}",
         )
 
@@ -358,6 +365,11 @@ class LocalSession:
                 raise await self._ended_by_itself(0, 0.0) from None
             if not view:
                 return
+
+    def _tell(self, frame: bytes) -> None:
+        """Write a frame while an item runs. A full pipe means that the harness has not even read its window yet."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._pipes.down, frame)
 
     def _try_control_frame(self) -> tuple[int, bytes] | None:
         """A frame from `up` if a whole one is there."""

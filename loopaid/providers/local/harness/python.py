@@ -3,16 +3,17 @@
 Standard library only and Python 3.9 syntax: the interpreter is the user's, not the daemon's. Three pipes, whose
 numbers come in the environment variable LOOPAID_HARNESS and leave it at once:
 
-    down   LOAD RUN STOP, each `kind u8 | length u32 | payload`
+    down   LOAD RUN STOP KILL, each `kind u8 | length u32 | payload`
     up     READY LOADED LOAD_FAILED END, framed alike, payload JSON
     rows   one row per item and nothing else; the format stands at the top of loopaid/wire/rows.py
+
+The payload of RUN is `length u32 | JSON about the window | inputs, joined by newlines`. At isolation `item` LOAD brings
+zygote.py along, which takes over here, as if it were the end of this file, and has a RUN of its own and KILL.
 
 Each row is written by one write() before the next item starts: a pipe survives its writer, so the daemon knows
 exactly what finished whatever happens here. File descriptors 1 and 2 are memory files that the daemon made and can
 read after our death; control never travels on them. A program shares this process and can break it; the daemon
 believes nothing that comes from here unchecked.
-
-All of it is one file, because one file is what is handed into the sandbox.
 """
 
 import builtins
@@ -30,7 +31,7 @@ from json.encoder import encode_basestring_ascii
 from json.scanner import make_scanner
 
 READY, LOADED, LOAD_FAILED, END = 1, 2, 3, 4
-LOAD, RUN, STOP = 1, 2, 3
+LOAD, RUN, STOP, KILL = 1, 2, 3, 4
 FRAME = struct.Struct(">BI")
 ROW_HEAD = struct.Struct(">BBIBIBBIBI")
 NO_EXTRA = b"\xc0"
@@ -44,6 +45,8 @@ MESSAGE_CHARS_MAX = 4096
 NAME_CHARS_MAX = 200
 PROGRAM_FILE = "program.py"
 PACKAGES_HINT = ""
+CO_COROUTINE = 0x80
+"""In co_flags; the module inspect, which knows it too, takes longer to import than all the rest of us."""
 CONTROL_FD_MIN = 64
 """Control descriptors live above what careless programs close."""
 
@@ -58,9 +61,7 @@ class Pipe:
     def __init__(self, fd):
         self.fd = fd
         self.buffer = b""
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        self.poll = poll.poll
+        self.poll = None
 
     def read_frame(self):
         buffer = self.buffer
@@ -84,10 +85,17 @@ class Pipe:
 
     def stop_requested(self):
         """Look without waiting. Between RUN and END the daemon sends nothing but STOP."""
-        if not self.buffer and not self.poll(0):
+        if not self.is_waiting():
             return False
         self.read_frame()
         return True
+
+    def is_waiting(self):
+        if self.poll is None:
+            poll = select.poll()
+            poll.register(self.fd, select.POLLIN)
+            self.poll = poll.poll
+        return bool(self.buffer or self.poll(0))
 
 
 class Capture:
@@ -103,9 +111,12 @@ class Capture:
         if not size:
             return "", False, 0
         text = os.pread(self.fd, min(size, self.limit), 0).decode("utf-8", "replace")
+        self.forget()
+        return text, size > self.limit, size
+
+    def forget(self):
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
-        return text, size > self.limit, size
 
 
 class ItemContext(types.ModuleType):
@@ -222,6 +233,13 @@ def add_packages(directories, hint):
             site.addsitedir(directory)
 
 
+def compile_program(source):
+    import linecache
+
+    linecache.cache[PROGRAM_FILE] = (len(source), None, source.splitlines(True), PROGRAM_FILE)
+    return compile(source, PROGRAM_FILE, "exec", dont_inherit=True)
+
+
 def set_limits(limits):
     for name, value in limits.items():
         kind = getattr(resource, "RLIMIT_" + name)
@@ -229,6 +247,12 @@ def set_limits(limits):
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
         resource.setrlimit(kind, (value, value))
+
+
+def lifted(fd):
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, CONTROL_FD_MIN)
+    os.close(fd)
+    return high
 
 
 def write_all(fd, data):
@@ -240,10 +264,8 @@ def write_all(fd, data):
 
 class Harness:
     def __init__(self, settings):
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, CONTROL_FD_MIN) for fd in settings["fds"]]
-        for fd in settings["fds"]:
-            os.close(fd)
-        self.down, self.up, self.rows = Pipe(high[0]), high[1], high[2]
+        down, self.up, self.rows = [lifted(fd) for fd in settings["fds"]]
+        self.down = Pipe(down)
         self.stdout = Capture(1, settings["stdout_bytes_max"])
         self.stderr = Capture(2, settings["stderr_bytes_max"])
         self.output_bytes_max = settings["output_bytes_max"]
@@ -254,11 +276,12 @@ class Harness:
         add_packages(settings["site_packages"], settings["packages_hint"])
         set_limits(settings["limits"])
         self.pid = os.getpid()
+        self.private = [self.down.fd, self.up, self.rows, self.stdout.fd, self.stderr.fd]
         os.register_at_fork(after_in_child=self.let_go)
 
     def let_go(self):
         """A child that the program forked and that returns must not go on in our place: it gets no pipe to do so."""
-        for fd in (self.down.fd, self.up, self.rows, self.stdout.fd, self.stderr.fd):
+        for fd in self.private:
             os.close(fd)
 
     @staticmethod
@@ -285,26 +308,32 @@ class Harness:
 
     def load(self, program):
         self.digest = program["digest"]
+        self.shape = program["shape"]
         try:
-            self.call = self.make_call(program["source"], program["shape"])
+            self.code = compile_program(program["source"])
+            if program["zygote"] is None:
+                self.make_call()
         except BaseException as error:  # the program's own code runs at load
-            failure = describe_error(error)
-            del error
-            for name, capture in (("stdout", self.stdout), ("stderr", self.stderr)):
-                failure[name] = capture.take()[0][:TRACEBACK_CHARS_MAX]
-            self.send(LOAD_FAILED, failure)
+            self.send(LOAD_FAILED, self.load_failure(error))
             return
-        self.stdout.take()
-        self.stderr.take()
+        if program["zygote"] is not None:
+            exec(compile(program["zygote"], __file__, "exec"), globals())
+            Zygote(self, program).serve()
         self.send(LOADED, {})
 
-    def make_call(self, source, shape):
-        import linecache
+    def load_failure(self, error):
+        failure = describe_error(error)
+        for name, capture in (("stdout", self.stdout), ("stderr", self.stderr)):
+            failure[name] = capture.take()[0][:TRACEBACK_CHARS_MAX]
+        return failure
 
-        linecache.cache[PROGRAM_FILE] = (len(source), None, source.splitlines(True), PROGRAM_FILE)
-        code = compile(source, PROGRAM_FILE, "exec", dont_inherit=True)
-        if shape == "script":
-            return self.make_script_call(code)
+    def make_call(self):
+        """Run the body of the program's module, and forget what it printed: that is no item's."""
+        self.call = self.script_call(self.code) if self.shape == "script" else self.function_call(self.code)
+        self.stdout.take()
+        self.stderr.take()
+
+    def function_call(self, code):
         module = types.ModuleType("program")
         module.__file__ = PROGRAM_FILE
         sys.modules["program"] = module
@@ -312,6 +341,8 @@ class Harness:
         main = module.__dict__.get("main")
         if not callable(main):
             raise NameError("the program defines no function main(input_data)")
+        if type(main) is types.FunctionType and not main.__dict__ and not main.__code__.co_flags & CO_COROUTINE:
+            return main
         import inspect
 
         if not inspect.iscoroutinefunction(main):
@@ -326,7 +357,7 @@ class Harness:
 
         return run_async
 
-    def make_script_call(self, code):
+    def script_call(self, code):
         def run_script(input_data):
             module = types.ModuleType("__main__")
             sys.modules["__main__"] = module
@@ -343,15 +374,18 @@ class Harness:
 
     def run(self, payload):
         """Execute the items of one window, a row each, then END."""
-        meta_end = 4 + int.from_bytes(payload[:4], "big")
-        window = json_loads(payload[4:meta_end])
-        window["digest"] = self.digest
-        self.context.__dict__["_window"] = window
-        done, tainted = self.run_items(window, str(payload[meta_end:], "utf-8"))
+        done, tainted = self.run_window(payload)
         if self.sweeps and self.sweep():
             tainted = True
         rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.send(END, {"done": done, "tainted": tainted, "rss_bytes": rss_bytes})
+
+    def run_window(self, payload):
+        meta_end = 4 + int.from_bytes(payload[:4], "big")
+        window = json_loads(payload[4:meta_end])
+        window["digest"] = self.digest
+        self.context.__dict__["_window"] = window
+        return self.run_items(window, str(payload[meta_end:], "utf-8"))
 
     def run_items(self, window, text):
         # Everything on the item's path is a local name: this loop is what a trivial item costs.
