@@ -83,6 +83,8 @@ class BatchSection(Section, frozen=True):
     max_concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY)] = 10
     items_max: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 10_000_000
     queued_max: Count = 1000
+    queued_per_uid_max: Count = 500
+    bytes_per_uid_max: Annotated[int, Meta(ge=_MIB, le=1024 * _GIB)] = 4 * _GIB
     attached_grace_s: Annotated[float, Meta(ge=0, le=_DAY_S)] = 5.0
 
 

@@ -65,6 +65,7 @@ class Batch:
         self.by_status: Counter[int] = Counter()
         self.latencies = LatencyHistogram()
         self.sessions_used: set[str] = set()
+        self.cancelled: records.BatchCancelled | None = None
         self.ended: records.BatchEnded | None = None
         self.end = 0
         """The position of its last frame, once that is durable."""
@@ -138,6 +139,12 @@ class Batch:
         """Append records, so many of each status."""
         on_durable = partial(self._on_block_durable, block.first_index, block.count, by_status)
         self._around.recorder.append(records.ITEMS_DONE, encode_block(block), on_durable)
+
+    def cancel(self, reason: str) -> None:
+        """Append that it is to end, so that it does also if the daemon dies before."""
+        if self.cancelled is None:
+            self.cancelled = records.BatchCancelled(self.id, reason, self._around.wall_time())
+            self._around.recorder.append(records.BATCH_CANCELLED, records.encode(self.cancelled))
 
     def finish(self, state: BatchState, reason: str, on_end: Callable[[], None] = _nothing) -> None:
         """Append the end. The batch is final when that is durable, and `on_end` is called."""

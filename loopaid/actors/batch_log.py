@@ -31,6 +31,11 @@ def bits_of(statuses: Iterable[int]) -> int:
     return sum([1 << number for number in statuses])
 
 
+def bytes_of(chunk: ItemsChunk) -> int:
+    """What it takes in the log, about."""
+    return len(chunk.inputs) + (sum(map(len, chunk.ids)) if chunk.ids is not None else 0)
+
+
 class Chunk:
     """A chunk read back: its inputs one by one."""
 
@@ -68,11 +73,13 @@ _decode_places: Final = msgspec.msgpack.Decoder(Places).decode
 
 
 class BatchLog:
-    """The places of one batch's chunks and blocks, in the order of the log. `recorded` counts the records in them."""
+    """The places of one batch's chunks and blocks, in the order of the log. `recorded` counts the records in them.
+    `received_bytes` are those of the inputs and ids."""
 
     def __init__(self, read: Read) -> None:
         self._read = read
         self.received = 0
+        self.received_bytes = 0
         self.recorded = 0
         self.has_ids = False
         self.has_forced = False
@@ -129,6 +136,7 @@ class BatchLog:
         self._chunk_first.append(chunk.first)
         self._chunk_position.append(position)
         self.received = chunk.first + chunk.count
+        self.received_bytes += bytes_of(chunk)
         self.has_ids |= chunk.ids is not None
         self.has_forced |= bool(chunk.forced)
 

@@ -87,6 +87,7 @@ class BatchRun:
     def cancel(self, reason: str) -> None:
         """End it: items that run may finish within CANCEL_GRACE_S, the rest is `cancelled`."""
         if not self._progress.finished:
+            self._batch.cancel(reason)
             self._batch.reason = self._batch.reason or reason
             self._perform(self._progress.cancel(reason))
             if self._windows or self._loading:

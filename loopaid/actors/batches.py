@@ -6,7 +6,7 @@ An attached batch belongs to its client: when nobody has watched it for the grac
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final
@@ -45,6 +45,8 @@ class Batches:
         self._unfinished: dict[str, Batch] = {}
         self._changed = trio.Event()
         history.on_indexed = self._forget
+        self.on_abandoned: Callable[[Batch, str], None] = self.cancel
+        """Ends an attached batch that nobody watches; whoever takes items in can end those that are received, too."""
 
     def __repr__(self) -> str:
         return f"<Batches {len(self._batches)}, {len(self._unfinished)} unfinished>"
@@ -107,8 +109,9 @@ class Batches:
 
     @property
     def unfinished(self) -> list[Batch]:
-        """Oldest first."""
-        return list(self._unfinished.values())
+        """Oldest first. Not those whose end is durable and that are still returning their sessions: whoever was told
+        of the end may submit the next."""
+        return [batch for batch in self._unfinished.values() if not batch.state.is_final]
 
     @property
     def busy(self) -> int:
@@ -249,7 +252,7 @@ class Batches:
             await trio.sleep(self._attached_grace_s)
             if self._graces.get(batch.id) is grace:  # else somebody came back in this very moment
                 del self._graces[batch.id]
-                self.cancel(batch, "the client that the batch belongs to went away")
+                self.on_abandoned(batch, "the client that the batch belongs to went away")
 
     def _end_grace(self, batch: Batch) -> None:
         grace = self._graces.pop(batch.id, None)

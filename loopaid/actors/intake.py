@@ -19,6 +19,7 @@ from loopaid.actors.batch import Batch, Surroundings
 from loopaid.actors.batches import Batches
 from loopaid.actors.catalog import Catalog, check_rate
 from loopaid.actors.items import ItemIds, check_chunk, count_sampled
+from loopaid.actors.quotas import BUSY_RETRY_MS, check_queue, check_room
 from loopaid.config import Config
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchOptions, Language, RequestedOptions
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 RECEIVING_TIMEOUT_S: Final = 60.0
 """How long a submission that was interrupted can be taken up again."""
-BUSY_RETRY_MS: Final = 1000
-"""What a client that meets a full queue is told to wait."""
 
 
 class Receiving:
@@ -78,6 +77,7 @@ class Intake:
         self._receiving: dict[str, Receiving] = {}
         self._last_ms = 0
         self.draining = False
+        batches.on_abandoned = self.cancel
 
     def __repr__(self) -> str:
         return f"<Intake receiving {len(self._receiving)} batches>"
@@ -95,7 +95,7 @@ class Intake:
                     path="idempotency_key",
                 )
             return known, False
-        self._check_possible(artifact.language, options)
+        self._check_possible(uid, artifact.language, options)
         rate = None if isinstance(request, Exec) else request.sampling_rate
         check_rate(rate)
         opened = records.BatchOpened(
@@ -124,6 +124,7 @@ class Intake:
         input_bytes_max = self._config.limits.input_bytes_max
         chunk = check_chunk(chunk, received=batch.log.received, input_bytes_max=input_bytes_max)
         self._check_total(batch.log.received + chunk.count)
+        check_room(self._config.batch, batch, chunk, self._batches.unfinished)
         self._around.recorder.check_accepting()
         receiving.add(batch, chunk)
         items = records.BatchItems(batch.id, chunk)
@@ -225,10 +226,10 @@ class Intake:
 
     # --- checks
 
-    def check(self, language: Language, request: CheckBatch) -> BatchOptions:
+    def check(self, uid: int, language: Language, request: CheckBatch) -> BatchOptions:
         """The options that a batch would run with. Raises what `open` and `add_items` would."""
         options = request.options.over(self._defaults())
-        self._check_possible(language, options)
+        self._check_possible(uid, language, options)
         check_rate(request.sampling_rate)
         self._check_total(request.total)
         return options
@@ -247,7 +248,7 @@ class Intake:
         )
         return configured.over(BatchOptions(isolation=execution.isolation))
 
-    def _check_possible(self, language: Language, options: BatchOptions) -> None:
+    def _check_possible(self, uid: int, language: Language, options: BatchOptions) -> None:
         if self.draining:
             raise LoopaidError(
                 ErrorCode.DRAINING, "the daemon is about to stop and takes no new batches", retry_after_ms=BUSY_RETRY_MS
@@ -264,14 +265,7 @@ class Intake:
         if problem is not None:
             raise LoopaidError.from_info(problem)
         self._around.recorder.check_accepting()
-        # One that has ended may still be returning its sessions; whoever was told of the end may submit the next.
-        unfinished = sum(not batch.state.is_final for batch in self._batches.unfinished)
-        if unfinished >= self._config.batch.queued_max:
-            raise LoopaidError(
-                ErrorCode.QUEUE_FULL,
-                f"{unfinished} batches are unfinished, which is all that queued_max allows",
-                retry_after_ms=BUSY_RETRY_MS,
-            )
+        check_queue(self._config.batch, uid, self._batches.unfinished)
 
     def _receiving_of(self, batch: Batch) -> Receiving:
         receiving = self._receiving.get(batch.id)

@@ -5,6 +5,7 @@
     BATCH_OPENED  BATCH_ITEMS...  BATCH_CLOSED  ITEMS_DONE...  [BATCH_RESUMED  ITEMS_DONE...]  BATCH_ENDED
 
 BATCH_CLOSED is the acceptance. ITEMS_DONE carries a block of rows as the session wrote them (`loopaid.wire.rows`).
+Behind BATCH_CANCELLED, which may stand anywhere after the acceptance, nothing of the batch is begun any more.
 A batch that was dropped before it was closed has BATCH_ENDED without BATCH_CLOSED. RETENTION follows the removal of
 the oldest segments; what says that they are gone is that they are.
 """
@@ -29,6 +30,7 @@ ITEMS_DONE: Final = 19
 BATCH_RESUMED: Final = 20
 BATCH_ENDED: Final = 21
 RETENTION: Final = 22
+BATCH_CANCELLED: Final = 23
 
 
 class Activation(msgspec.Struct, frozen=True, array_like=True):
@@ -76,6 +78,12 @@ class BatchResumed(msgspec.Struct, frozen=True, array_like=True):
     deaths: int
 
 
+class BatchCancelled(msgspec.Struct, frozen=True, array_like=True):
+    batch_id: str
+    reason: str
+    at: float
+
+
 class BatchEnded(msgspec.Struct, frozen=True, array_like=True):
     """`by_status` counts by the status's number. `latency` is of the items that ran."""
 
@@ -109,3 +117,4 @@ decode_closed: Final = msgspec.msgpack.Decoder(BatchClosed).decode
 decode_resumed: Final = msgspec.msgpack.Decoder(BatchResumed).decode
 decode_retention: Final = msgspec.msgpack.Decoder(Retention).decode
 decode_ended: Final = msgspec.msgpack.Decoder(BatchEnded).decode
+decode_cancelled: Final = msgspec.msgpack.Decoder(BatchCancelled).decode

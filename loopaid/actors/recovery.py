@@ -76,12 +76,16 @@ class Recovery:
             chunk = records.decode_items(frame.payload).chunk
             self._intake.replay(batch, chunk)
             index += chunk.count
+        self._batches.expect_watcher(batch)
 
     def _go_on(self, batch: Batch) -> None:
         before = self._replay.resumed.get(batch.id)
         attempt = 2 if before is None else before.attempt + 1
         deaths = self._was_killed + (0 if before is None else before.deaths)
         self._batches.accept(batch, batch.total, attempt=attempt, recorded=batch.log.recorded_ranges())
+        if batch.cancelled is not None:
+            self._batches.cancel(batch, batch.cancelled.reason)
+            return
         failure = self._failure(batch, deaths)
         if failure is not None:
             log.error("batch %s is given up: %s", batch.id, failure.message)

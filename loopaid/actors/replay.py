@@ -52,6 +52,10 @@ class Replay:
                     self.resumed[resumed.batch_id] = resumed
             case records.RETENTION:
                 self.horizon = max(self.horizon, records.decode_retention(frame.payload).horizon)
+            case records.BATCH_CANCELLED:
+                cancelled = records.decode_cancelled(frame.payload)
+                if (batch := known.get(cancelled.batch_id)) is not None:
+                    batch.cancelled = cancelled
             case records.BATCH_ENDED:
                 ended = records.decode_ended(frame.payload)
                 if (batch := known.pop(ended.batch_id, None)) is not None:

@@ -21,8 +21,9 @@ from loopaid.config import Config
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import UPLOAD_WINDOW_BYTES, ClientStream
 from loopaid.daemon.handlers import dispatch
-from loopaid.daemon.peers import gid_of, peer_of
-from loopaid.errors import ConfigError
+from loopaid.daemon.peers import Peer, gid_of, peer_of
+from loopaid.errors import ConfigError, ErrorCode, ErrorInfo
+from loopaid.wire.connection import CONNECTION, ServerConnection
 from loopaid.wire.messages import Hello
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,10 @@ class Listener:
         async with stream:
             peer = peer_of(stream.socket, self._admin_gid)
             limits = self._daemon.config.socket
-            if self.connections >= limits.connections_max or self._per_uid[peer.uid] >= limits.connections_per_uid_max:
-                log.warning("client uid=%d pid=%d refused: too many connections", peer.uid, peer.pid)
+            if (refusal := self._refusal(peer)) is not None:
+                log.info("client uid=%d pid=%d refused: %s", peer.uid, peer.pid, refusal.message)
+                with suppress(trio.BrokenResourceError):  # gone already
+                    await stream.send_all(ServerConnection(Hello()).error(CONNECTION, refusal))
                 return
             self._per_uid[peer.uid] += 1
             hello = Hello(
@@ -103,6 +106,18 @@ class Listener:
         async with trio.open_nursery() as nursery:
             for client in self._clients:
                 nursery.start_soon(client.wait_answered)
+
+    def _refusal(self, peer: Peer) -> ErrorInfo | None:
+        """Why nobody else can be served."""
+        limits = self._daemon.config.socket
+        for count, maximum, allowed_by in (
+            (self.connections, limits.connections_max, "connections_max"),
+            (self._per_uid[peer.uid], limits.connections_per_uid_max, "connections_per_uid_max"),
+        ):
+            if count >= maximum:
+                message = f"{count} connections are open, which is all that {allowed_by} allows"
+                return ErrorInfo(code=ErrorCode.LIMIT_EXCEEDED, message=message)
+        return None
 
 
 def bind(path: Path, config: Config) -> socket.socket:

@@ -82,3 +82,29 @@ async def test_a_batch_under_which_the_daemon_died_too_often_is_given_up(tmp_pat
     logged.check(history, total, summary)
     assert logged.deaths == 1  # the second was noticed, and nothing was begun again
     assert {each.error for each in logged.outcomes if each.status == "interrupted"} == {summary.reason}
+
+
+@pytest.mark.slow
+async def test_a_batch_that_was_cancelled_does_not_come_back_with_the_next_daemon(tmp_path: Path) -> None:
+    program = "import time\n\ndef main(n):\n    time.sleep(60 * n)\n"
+    with adopting_orphans():
+        async with open_daemon_process(tmp_path, {}) as daemon:
+            await daemon.wait_ready()
+            async with open_client(daemon.socket) as client:
+                await client.put_task("t")
+                await client.push_artifact("t", program)
+                batch_id = (await client.submit_batch("t", range(3), max_concurrency=1)).batch_id
+                async with client.results(batch_id) as stream:
+                    await anext(stream)  # of item 0; when it is durable, item 1 runs
+                await client.cancel_batch(batch_id, "enough")
+                await daemon.kill()  # within the time that the running item still has
+        async with open_daemon_process(tmp_path, {}) as daemon:
+            await daemon.wait_ready()
+            async with open_client(daemon.socket) as client:
+                summary = await client.wait_batch(batch_id)
+            assert await daemon.stop() == 0
+    assert (summary.state, summary.reason, summary.by_status) == (
+        BatchState.CANCELLED,
+        "enough",
+        {"ok": 1, "cancelled": 2},
+    )

@@ -97,6 +97,28 @@ async def test_hold_waits_for_a_later_start_or_a_cancel(autojump_clock: MockCloc
         assert (batch.state, small.statuses(batch)) == (BatchState.CANCELLED, ["ok"] * 4 + ["cancelled"] * 6)
 
 
+@pytest.mark.parametrize("recovery", ["resume", "hold", "fail"])
+async def test_a_cancel_that_was_heard_holds_also_if_the_daemon_dies_in_the_grace(
+    recovery: str, autojump_clock: MockClock
+) -> None:
+    disk = SimDisk()
+    async with life(disk) as small:
+        await small.push()
+        batch = await small.submit([*SLOW[:2], *[{"ms": 60_000}] * 8], max_concurrency=1, timeout_ms=100_000)
+        await small.until(batch, lambda: batch.log.recorded == 2)
+        small.batches.cancel(batch, "not any more")
+        await small.recorder.committed()  # what the client's answer waits for
+        assert batch.state is BatchState.RUNNING
+        disk = killed(disk)
+    for _ in range(2):
+        async with life(disk, daemon__recovery=recovery) as small:
+            batch = await small.ended(found(small))
+            assert (batch.state, batch.reason) == (BatchState.CANCELLED, "not any more")
+            assert small.statuses(batch) == ["ok"] * 2 + ["cancelled"] * 8
+            assert small.provider.starts == 0
+            disk = killed(disk)
+
+
 async def test_fail_gives_up_what_was_running(autojump_clock: MockClock) -> None:
     disk, _ = await interrupted(SLOW, 4, max_concurrency=2)
     async with life(disk, daemon__recovery="fail") as small:

@@ -166,6 +166,8 @@ def test_mode_and_group(uid: int, groups: dict[str, int], tmp_path: Path, monkey
 @pytest.mark.settings(socket__connections_max=1, pool__python__warm_min=0)
 async def test_connections_max(client: Client, connect: Any) -> None:
     async with connect() as second:
+        refused = await second.event()
+        assert refused.info.message == "1 connections are open, which is all that connections_max allows"
         assert await second.event() is None
     assert (await client.status()).connections == 1
 

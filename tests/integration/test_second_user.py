@@ -60,13 +60,11 @@ REFERRING: dict[type[m.Request], Callable[[Names], m.Request]] = {
     m.WaitBatch: lambda names: m.WaitBatch(batch_id=names.batch),
     m.CancelBatch: lambda names: m.CancelBatch(batch_id=names.batch, reason="mischief"),
 }
-"""Requests that name something of somebody. A new kind of request belongs here, or into one of the two below."""
+"""Requests that name something of somebody. A new kind of request belongs here, or into one of the three below."""
 LISTING = (m.ListTasks(), m.ListBatches())
 """Those that answer with what is the asker's."""
 COMMON = (m.GetStatus, m.GetLogInfo, m.ListPools)
 """Those about the daemon, for everybody who can connect: sums, and no names."""
-
-
 FOR_ADMINS = (m.PruneLog(), m.DrainDaemon(), m.WarmPool(language=Language.PYTHON), m.DrainPool())
 """Those that change what is everybody's."""
 

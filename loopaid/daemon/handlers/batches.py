@@ -110,7 +110,7 @@ def check_batch(daemon: Daemon, call: Call, request: m.CheckBatch) -> m.BatchPla
         shape=artifact.shape,
         digest=artifact.digest,
         total=request.total,
-        options=daemon.intake.check(artifact.language, request),
+        options=daemon.intake.check(uid, artifact.language, request),
         sampling_rate=rate,
     )
 
