@@ -349,6 +349,19 @@ async def test_a_session_killed_from_outside_costs_one_attempt_and_no_neighbour(
     assert inside.pool.destroyed == {"ended_by_outside": 1}
 
 
+@pytest.mark.parametrize("isolation", [Isolation.SESSION, Isolation.ITEM])
+@pytest.mark.settings(execution__attempts_max=1, pool__python__warm_min=0)
+async def test_sessions_killed_while_they_are_idle_cost_no_attempt(client: Client, push: Push, inside: Any) -> None:
+    await push("import loopaid_item\ndef main(n):\n    return [n, loopaid_item.attempt]\n")
+    for n in range(5):
+        result = await client.exec("t", n)
+        assert (result.status, result.output) == ("ok", [n, 1])
+        pid = inside.sessions[result.session_id].pid
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the daemon must not look meanwhile
+    assert sum(inside.pool.destroyed.values()) >= 4
+
+
 @pytest.mark.settings(execution__attempts_max=3)
 async def test_an_item_whose_sessions_are_killed_again_and_again_is_given_up(run: Run) -> None:
     ran = await run(EVAL, ["1", "print('tried') or sys.stdout.flush() or os.kill(os.getpid(), signal.SIGKILL)", "3"])

@@ -16,7 +16,8 @@ from loopaid.config import Config, SandboxSection
 from loopaid.model import ItemStatus, Language, Shape
 from loopaid.providers.base import EndedBy, Program, SessionEnded, Window
 from loopaid.providers.local.cgroups import Cgroup, Cgroups, GroupDirectory, NoCgroup, find_home, open_cgroups, own_home
-from loopaid.providers.local.provider import open_local_provider, open_memory_limits
+from loopaid.providers.local.parts import find_parts
+from loopaid.providers.local.provider import LocalProvider, open_local_provider, open_memory_limits
 
 TAG = f"loopaid-test-{os.getpid()}"
 
@@ -40,7 +41,8 @@ class FakeDirectory(GroupDirectory):
         (path / "memory.peak").write_text("0\n")
 
     def remove(self, path: Path) -> None:
-        assert (path / "cgroup.procs").read_text() in ("", "0"), "the group of a living process"
+        pid = (path / "cgroup.procs").read_text()
+        assert pid in ("", "0") or not Path(f"/proc/{pid}").exists(), "the group of a living process"
         self.log.append(f"remove {path.name}")
         shutil.rmtree(path)
 
@@ -163,6 +165,46 @@ class TestOnPlainFiles:
         with pytest.raises(NoCgroup, match="is not the daemon's alone"):
             opened(home, directory)
         assert groups_in(home) == ["cgroup.subtree_control"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("events", "by", "status"),
+    [
+        ("oom 1\noom_kill 3\n", EndedBy.LIMIT, ItemStatus.MEMORY_LIMIT),
+        ("oom 0\noom_kill 0\n", EndedBy.OUTSIDE, ItemStatus.SESSION_LOST),
+    ],
+)
+async def test_a_session_that_was_killed_ended_by_its_limit_if_its_group_says_so(
+    events: str, by: EndedBy, status: ItemStatus, home: Path, directory: FakeDirectory
+) -> None:
+    groups = opened(home, directory)
+    provider = LocalProvider(Config(), find_parts(Config()), groups, tag=TAG)
+    session = await provider.start(Language.PYTHON, "s1")
+    group = home / f"{TAG}.s1"
+    assert (group / "cgroup.procs").read_text() == str(session.pid)
+    (group / "memory.peak").write_text(f"{77 << 20}\n")
+    source = "import os, signal\ndef main(n):\n    return n or os.kill(os.getpid(), signal.SIGKILL)\n"
+    await session.load(Program(0, "d", Language.PYTHON, Shape.FUNCTION, source), timeout_s=10)
+    end = await session.run(Window("b", 0, 1, 1, b"1", None, 10_000, False), lambda *_: None)
+    assert end.rss_bytes == 77 << 20
+    (group / "memory.events").write_text(events)
+    with pytest.raises(SessionEnded) as ended:
+        await session.run(Window("b", 1, 1, 1, b"0", None, 10_000, False), lambda *_: None)
+    assert (ended.value.by, ended.value.status, ended.value.rss_bytes) == (by, status, 77 << 20)
+    await session.aclose()
+    assert groups_in(home) == ["daemon"]
+
+
+@pytest.mark.slow
+async def test_a_session_that_cannot_be_given_a_group_is_not_started(home: Path, directory: FakeDirectory) -> None:
+    groups = opened(home, directory)
+    provider = LocalProvider(Config(), find_parts(Config()), groups, tag=TAG)
+    directory.refuses = (f"{TAG}.s1",)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(PermissionError):
+        await provider.start(Language.PYTHON, "s1")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 @pytest.mark.parametrize(

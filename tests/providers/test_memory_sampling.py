@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -171,6 +173,31 @@ async def test_nothing_is_looked_at_while_nothing_runs(monkeypatch: pytest.Monke
         await trio.testing.wait_all_tasks_blocked(0.01)  # longer than a period: only a task without a deadline is idle
         assert trio.lowlevel.current_statistics().seconds_to_next_deadline > 1
         nursery.cancel_scope.cancel()
+
+
+def test_a_process_that_cannot_be_looked_at_counts_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = sampling._read
+    monkeypatch.setattr(sampling, "_read", lambda path: "" if path.endswith("smaps_rollup") else read(path))
+    assert sampling.measure([os.getpid()]) == pytest.approx(sampling._resident(os.getpid()), rel=0.2)
+
+
+def test_a_long_line_of_descent_is_walked_to_its_end() -> None:
+    """Longer than the interpreter's stack is deep, but for the time that takes."""
+    source = (
+        "import os, signal, sys\nfor depth in range(40):\n    if os.fork():\n        signal.pause()\n"
+        "print(os.getpid(), flush=True)\nsignal.pause()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, process_group=0) as child:
+        assert child.stdout is not None
+        last = int(child.stdout.readline())
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(len(inspect.stack()) + 30)
+        try:
+            found = list(sampling._tree(child.pid))
+        finally:
+            sys.setrecursionlimit(limit)
+        os.killpg(child.pid, signal.SIGKILL)
+    assert (found[0], found[-1], len(found)) == (child.pid, last, 41)
 
 
 def test_what_is_measured_is_what_a_process_has() -> None:

@@ -119,16 +119,17 @@ class MemorySampler:
 
 def measure(pids: list[int]) -> int:
     """Bytes of data that these processes have in memory together. Blocks, some 10 ms per 512 MiB."""
-    return sum(size for pid in pids for name, size in _rolled_up(pid) if name in ("Pss_Anon:", "Pss_Shmem:"))
+    return sum(map(_share, pids))
 
 
 def _tree(pid: int) -> Iterator[int]:
     """A process and all below it. What ends meanwhile may be missing, what begins too."""
-    yield pid
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            for child in _read(f"/proc/{pid}/task/{thread}/children").split():
-                yield from _tree(int(child))
+    waiting = [pid]
+    while waiting:
+        yield (pid := waiting.pop())
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                waiting += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
 
 
 def _resident(pid: int) -> int:
@@ -136,10 +137,11 @@ def _resident(pid: int) -> int:
     return int(fields[1]) * _PAGE if fields else 0
 
 
-def _rolled_up(pid: int) -> Iterator[tuple[str, int]]:
-    for line in _read(f"/proc/{pid}/smaps_rollup").splitlines()[1:]:
-        name, size, _unit = line.split()
-        yield name, int(size) * 1024
+def _share(pid: int) -> int:
+    """What a process has, pages that several share in equal parts; whole, if it does not let itself be looked at."""
+    lines = _read(f"/proc/{pid}/smaps_rollup").splitlines()
+    parts = [int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+    return sum(parts) if parts else _resident(pid)
 
 
 def _read(path: str) -> str:
