@@ -80,6 +80,7 @@ class Verbs:
         return tasks
 
     def show_task(self, name: str) -> Flow[TaskInfo]:
+        """One task; TASK_NOT_FOUND if there is none of that name."""
         return call(ShowTask(name=name), TaskInfo)
 
     def push_artifact(
@@ -122,6 +123,7 @@ class Verbs:
         return call(ShowArtifact(task=task, version=version), ArtifactInfo)
 
     def activate_artifact(self, task: str, version: int) -> Flow[ArtifactInfo]:
+        """Make a version the one that runs where none is named."""
         return call(ActivateArtifact(task=task, version=version), ArtifactInfo)
 
     # --- running
@@ -210,6 +212,7 @@ class Verbs:
     # --- batches; a batch_id may be "last" or a unique prefix
 
     def show_batch(self, batch_id: str) -> Flow[BatchSummary]:
+        """State and totals of a batch as they are now."""
         return call(ShowBatch(batch_id=batch_id), BatchSummary)
 
     def list_batches(self, limit: int = 50, state: str | None = None) -> Flow[list[BatchSummary]]:
@@ -246,6 +249,7 @@ class Verbs:
     # --- the daemon
 
     def status(self) -> Flow[DaemonStatus]:
+        """How the daemon is: its problems, languages, pools and log."""
         return call(GetStatus(), DaemonStatus)
 
     def drain(self, *, wait: bool = True) -> Flow[DaemonDraining]:
@@ -254,6 +258,7 @@ class Verbs:
         return call(DrainDaemon(wait=wait), DaemonDraining)
 
     def log_info(self) -> Flow[LogInfo]:
+        """Size, counters and health of the log that holds the records."""
         return call(GetLogInfo(), LogInfo)
 
     def prune_log(self, bytes_max: int | None = None, days_max: float | None = None) -> Flow[LogPruned]:

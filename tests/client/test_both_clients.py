@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,14 @@ def test_both_clients_have_the_same_verbs_with_the_same_parameters() -> None:
     for name, verb in trio_verbs.items():
         if callable(verb):
             assert inspect.signature(verb).parameters == inspect.signature(blocking_verbs[name]).parameters, name
+
+
+def test_every_verb_says_what_it_does() -> None:
+    assert [name for name, verb in public(Client).items() if not inspect.getdoc(verb)] == []
+
+
+def test_the_package_is_typed() -> None:
+    assert resources.files("loopaid").joinpath("py.typed").is_file()
 
 
 def test_the_blocking_client_is_there_without_trio() -> None:
