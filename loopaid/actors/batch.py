@@ -19,6 +19,7 @@ from loopaid.actors.pools import Pools
 from loopaid.actors.recorder import Recorder
 from loopaid.core.batch import BatchProgress
 from loopaid.core.latency import LatencyHistogram
+from loopaid.core.tally import Tally
 from loopaid.model import STATUSES, Artifact, BatchState, BatchSummary, ItemStatus, Language
 from loopaid.wire.rows import BlockHead, encode_block
 
@@ -30,6 +31,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     pools: Pools
     wall_time: Callable[[], float]
     attempts_max: int
+    tally: Tally = msgspec.field(default_factory=Tally)
 
 
 def _nothing() -> None:
@@ -129,11 +131,10 @@ class Batch:
         self.state = BatchState.QUEUED
 
     def begin(self) -> None:
-        """It has a session."""
-        if self.state is BatchState.QUEUED:
-            self.state = BatchState.RUNNING
-            self.started_at = self.started_at or self._around.wall_time()
-            self._tell()
+        """It has its first session."""
+        self.state = BatchState.RUNNING
+        self.started_at = self.started_at or self._around.wall_time()
+        self._tell()
 
     def record(self, block: BlockHead, by_status: Counter[int]) -> None:
         """Append records, so many of each status."""
@@ -175,10 +176,12 @@ class Batch:
     def _on_block_durable(self, first: int, count: int, by_status: Counter[int], position: int) -> None:
         self.log.add_block(position, first, count, by_status)
         self.by_status.update(by_status)
+        self._around.tally.items[self.opened.language, self.options.provider].update(by_status)
         self._tell()
 
     def _on_end_durable(self, ended: records.BatchEnded, on_end: Callable[[], None], position: int) -> None:
         self.replay_end(ended, position)
+        self._around.tally.ended[ended.state] += 1
         self.on_final(self)
         self._tell()
         on_end()

@@ -73,6 +73,9 @@ class BatchRun:
 
     def start(self) -> None:
         """Begin to run the items."""
+        self._progress.latencies.also = self._around.tally.item_time[
+            self._batch.opened.language, self._batch.options.provider
+        ]
         self._perform(self._progress.begin())
         if not self._progress.finished:
             self._around.pools.join(self._batch.id, self._on_grant)
@@ -115,7 +118,9 @@ class BatchRun:
             self._refused(str(granted))
         else:
             self._held += 1
-            self._batch.begin()
+            if self._batch.state is BatchState.QUEUED:
+                self._around.tally.on_first_session(trio.current_time() - self._accepted_at)
+                self._batch.begin()
             self._nursery.start_soon(self._serve, granted)
 
     def _refused(self, reason: str) -> None:

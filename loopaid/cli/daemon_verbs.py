@@ -37,6 +37,19 @@ def status(settings: Settings) -> ExitCode:
     return ExitCode.OK if healthy else ExitCode.FAILED
 
 
+@click.command(cls=Verb)
+@pass_settings
+def metrics(settings: Settings) -> None:
+    """Print the daemon's counters in Prometheus's text format, for a scraper's text collector.
+
+    \b
+    Example:
+      loopai metrics > /var/lib/node_exporter/loopaid.prom
+    """
+    with settings.client() as client:
+        click.echo(client.metrics(), nl=False)
+
+
 @click.group(cls=Verbs)
 def log() -> None:
     """The append-only log that holds the records."""

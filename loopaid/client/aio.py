@@ -106,6 +106,7 @@ class Client:
     drain_pool = _verb(Verbs.drain_pool)
     status = _verb(Verbs.status)
     log_info = _verb(Verbs.log_info)
+    metrics = _verb(Verbs.metrics)
     prune_log = _verb(Verbs.prune_log)
     drain = _verb(Verbs.drain)
 

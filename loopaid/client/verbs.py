@@ -31,6 +31,7 @@ from loopaid.wire.messages import (
     Exec,
     ExecResult,
     GetLogInfo,
+    GetMetrics,
     GetStatus,
     ListArtifacts,
     ListBatches,
@@ -38,6 +39,7 @@ from loopaid.wire.messages import (
     ListTasks,
     LogInfo,
     LogPruned,
+    Metrics,
     PoolDrained,
     PoolList,
     PruneLog,
@@ -256,6 +258,11 @@ class Verbs:
         """Have the daemon finish what runs, take nothing new, and end: for admins. Returns when it has finished, and
         is about to be gone, or at once."""
         return call(DrainDaemon(wait=wait), DaemonDraining)
+
+    def metrics(self) -> Flow[str]:
+        """What the daemon counts, in Prometheus's text format."""
+        reply = yield from call(GetMetrics(), Metrics)
+        return reply.text
 
     def log_info(self) -> Flow[LogInfo]:
         """Size, counters and health of the log that holds the records."""

@@ -26,19 +26,33 @@ class LatencyHistogram:
         self.total_us = total_us
         self.min_us = min_us
         self.max_us = max_us
+        self.also: LatencyHistogram | None = None
+        """Counts all that is added here from now on, too."""
 
     def add(self, latencies_us: Iterable[int]) -> None:
         # Trivial items take one of a few values, so counting equal ones first saves most of the logarithms.
         counted = Counter(latencies_us)
         if not counted:
             return
-        lowest, highest = min(counted), max(counted)
-        self.min_us = min(self.min_us, lowest) if self.count else lowest
-        self.max_us = max(self.max_us, highest)
+        part = LatencyHistogram(min_us=min(counted), max_us=max(counted))
         for latency, number in counted.items():
-            self.count += number
-            self.total_us += latency * number
-            self.buckets[_bucket(latency)] += number
+            part.count += number
+            part.total_us += latency * number
+            part.buckets[_bucket(latency)] += number
+        self.merge(part)
+        if self.also is not None:
+            self.also.merge(part)
+
+    def merge(self, other: LatencyHistogram) -> None:
+        """Count what another one, which is not empty, has counted."""
+        self.min_us = min(self.min_us, other.min_us) if self.count else other.min_us
+        self.max_us = max(self.max_us, other.max_us)
+        self.count += other.count
+        self.total_us += other.total_us
+        self.buckets.update(other.buckets)
+
+    def count_up_to(self, latency_us: float) -> int:
+        return sum(number for bucket, number in self.buckets.items() if _upper(bucket) <= latency_us)
 
     def summary(self) -> LatencySummary:
         if not self.count:

@@ -32,6 +32,7 @@ from loopaid.actors.worker import RunBlocking
 from loopaid.config import Config
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import PoolLimits, SchedulerLimits
+from loopaid.core.tally import Tally
 from loopaid.daemon.drain import Drain
 from loopaid.daemon.lock import owned
 from loopaid.journal.disk import REAL_DISK, Disk
@@ -59,6 +60,7 @@ class Daemon(msgspec.Struct, frozen=True):
     history: History
     batches: Batches
     intake: Intake
+    tally: Tally
     recorder: Recorder
     retention: Retention
     catalog_recorder: Recorder
@@ -144,6 +146,7 @@ async def open_actors(
                     history=history,
                     batches=batches,
                     intake=intake,
+                    tally=around.tally,
                     recorder=recorder,
                     catalog_recorder=catalog_recorder,
                     retention=retention,

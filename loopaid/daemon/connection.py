@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Final
@@ -79,7 +79,9 @@ class ClientStream:
         *,
         in_flight_max: int,
         stalled_s: float,
+        refused: Counter[str],
     ) -> None:
+        """`refused` counts by error code."""
         self.peer = peer
         self.wire = ServerConnection(hello)
         self.credited = trio.Event()
@@ -88,6 +90,7 @@ class ClientStream:
         self._handle = handle
         self._in_flight_max = in_flight_max
         self._stalled_s = stalled_s
+        self._refused = refused
         self._calls: dict[int, Call] = {}
         self._uploading: dict[int, int] = {}
         self._outbox: deque[bytes] = deque()
@@ -120,7 +123,7 @@ class ClientStream:
                 await self._receive_all(nursery)
             except ProtocolViolation as violation:
                 log.info("client uid=%d pid=%d: %s", self.peer.uid, self.peer.pid, violation)
-                self._put(self.wire.error(CONNECTION, violation.info()))
+                self._put(self._error(CONNECTION, violation.info()))
                 self._ending = True  # the sender ends everything once this is out
                 self._outbox_changed.set()
                 await trio.sleep_forever()
@@ -146,7 +149,7 @@ class ClientStream:
             case RequestReceived(request_id=request_id, request=request):
                 self._begin(request_id, request, nursery)
             case BadRequest(request_id=request_id, info=info):
-                self._put(self.wire.error(request_id, info))
+                self._put(self._error(request_id, info))
                 self._grant_upload()  # it may have been one with items
             case CancelReceived(request_id=request_id):
                 if request_id in self._calls:
@@ -162,7 +165,7 @@ class ClientStream:
             error = LoopaidError(
                 ErrorCode.LIMIT_EXCEEDED, f"more than {self._in_flight_max} requests in flight on one connection"
             )
-            self._put(self.wire.error(request_id, error.info(request_id)))
+            self._put(self._error(request_id, error.info(request_id)))
             self._grant_upload()
             return
         if isinstance(request, AddItems | SubmitBatch):
@@ -200,6 +203,10 @@ class ClientStream:
             log.error("request %d of uid=%d: %s", request_id, self.peer.uid, error)
             message = f"the log cannot be read: {error}"
             info = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message, request_id=request_id)
+        return self._error(request_id, info)
+
+    def _error(self, request_id: int, info: ErrorInfo) -> bytes:
+        self._refused[info.code] += 1
         return self.wire.error(request_id, info)
 
     def _answered(self, request_id: int, frame: bytes) -> None:

@@ -45,6 +45,8 @@ class Listener:
         self._nursery = nursery
         self._admin_gid = gid_of(daemon.config.socket.admin_group)
         self._per_uid: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter()
+        """By error code."""
         self._clients: set[ClientStream] = set()
         self._accepting = trio.CancelScope()
         self.path = os.fsdecode(sock.getsockname()).replace("\0", "@")
@@ -77,6 +79,7 @@ class Listener:
             if (refusal := self._refusal(peer)) is not None:
                 log.info("client uid=%d pid=%d refused: %s", peer.uid, peer.pid, refusal.message)
                 with suppress(trio.BrokenResourceError):  # gone already
+                    self.refused[refusal.code] += 1
                     await stream.send_all(ServerConnection(Hello()).error(CONNECTION, refusal))
                 return
             self._per_uid[peer.uid] += 1
@@ -92,6 +95,7 @@ class Listener:
                 partial(dispatch, self._daemon, self),
                 in_flight_max=limits.requests_in_flight_max,
                 stalled_s=limits.stalled_client_timeout_s,
+                refused=self.refused,
             )
             self._clients.add(client)
             try:

@@ -27,6 +27,7 @@ from loopaid.wire.messages import (
     Exec,
     ExecResult,
     GetLogInfo,
+    GetMetrics,
     GetStatus,
     ItemsDurable,
     ListArtifacts,
@@ -35,6 +36,7 @@ from loopaid.wire.messages import (
     ListTasks,
     LogInfo,
     LogPruned,
+    Metrics,
     OpenBatch,
     PoolDrained,
     PoolList,
@@ -77,6 +79,7 @@ REPLY_TYPES: Final[dict[type[Request], type[msgspec.Struct]]] = {
     DrainPool: PoolDrained,
     GetStatus: DaemonStatus,
     GetLogInfo: LogInfo,
+    GetMetrics: Metrics,
     PruneLog: LogPruned,
     DrainDaemon: DaemonDraining,
 }

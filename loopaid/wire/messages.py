@@ -249,6 +249,10 @@ class PruneLog(Request, frozen=True, tag="log.prune"):
     days_max: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
+class GetMetrics(Request, frozen=True, tag="metrics"):
+    pass
+
+
 class DrainDaemon(Request, frozen=True, tag="drain"):
     """Take nothing new, let what runs finish, and end: for admins. Answered at once, or when it has finished."""
 
@@ -280,6 +284,7 @@ AnyRequest = (
     | GetStatus
     | GetLogInfo
     | PruneLog
+    | GetMetrics
     | DrainDaemon
 )
 
@@ -430,6 +435,12 @@ class DaemonStatus(Reply, frozen=True):
     rss_bytes: int
     pools: list[PoolStatistics]
     log: LogInfo
+
+
+class Metrics(Reply, frozen=True):
+    """`text` is in Prometheus's text format."""
+
+    text: str
 
 
 class StreamStart(Reply, frozen=True):

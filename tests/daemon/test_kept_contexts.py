@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,9 @@ from loopaid.wire.messages import Hello
 
 async def test_a_connection_lets_go_of_what_is_over_and_at_its_end_of_everything() -> None:
     ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
-    client = ClientStream(ours, Peer(0, 0, True), Hello(), lambda call, request: None, in_flight_max=1, stalled_s=1)
+    client = ClientStream(
+        ours, Peer(0, 0, True), Hello(), lambda call, request: None, in_flight_max=1, stalled_s=1, refused=Counter()
+    )
     call = Call(client, 1)
     inside: set[int] = set()
 

@@ -63,7 +63,7 @@ REFERRING: dict[type[m.Request], Callable[[Names], m.Request]] = {
 """Requests that name something of somebody. A new kind of request belongs here, or into one of the three below."""
 LISTING = (m.ListTasks(), m.ListBatches())
 """Those that answer with what is the asker's."""
-COMMON = (m.GetStatus, m.GetLogInfo, m.ListPools)
+COMMON = (m.GetStatus, m.GetLogInfo, m.GetMetrics, m.ListPools)
 """Those about the daemon, for everybody who can connect: sums, and no names."""
 FOR_ADMINS = (m.PruneLog(), m.DrainDaemon(), m.WarmPool(language=Language.PYTHON), m.DrainPool())
 """Those that change what is everybody's."""

@@ -61,6 +61,8 @@ def dispatch(daemon: Daemon, listener: Listener, call: Call, request: m.AnyReque
             return pools.drain_pool(daemon, call, request)
         case m.GetStatus():
             return status.get_status(daemon, listener, call)
+        case m.GetMetrics():
+            return status.get_metrics(daemon, listener)
         case m.GetLogInfo():
             return status.get_log_info(daemon, call)
         case m.PruneLog():

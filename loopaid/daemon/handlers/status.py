@@ -12,6 +12,7 @@ from loopaid.actors.retention import Limits
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
 from loopaid.daemon.handlers.admins import check_admin
+from loopaid.daemon.metrics import metrics_of, render
 from loopaid.wire import messages as m
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ def get_status(daemon: Daemon, listener: Listener, call: Call) -> m.DaemonStatus
         pools=[daemon.pools.statistics(language) for language in daemon.pools.languages],
         log=_log_info(daemon, call),
     )
+
+
+def get_metrics(daemon: Daemon, listener: Listener) -> m.Metrics:
+    return m.Metrics(text=render(metrics_of(daemon, listener)))
 
 
 def get_log_info(daemon: Daemon, call: Call) -> m.LogInfo:
