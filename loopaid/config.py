@@ -157,9 +157,15 @@ def load_config(path: Path | None, environ: Mapping[str, str], *, system_file: P
     for variable, key in _overrides(environ):
         values[key] = _checked(key, environ[variable], origin=variable, strict=False)
         origins[key] = variable
-    config = _with_values(Config(), values)
+    config = with_values(Config(), values)
     _check_warm_sessions_fit(config, origins)
     return LoadedConfig(config, origins)
+
+
+def changes(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ, with both."""
+    values = {key: value for key, _, value in _leaves(after)}
+    return {key: (value, values[key]) for key, _, value in _leaves(before) if value != values[key]}
 
 
 def effective(config: Config) -> dict[str, object]:
@@ -336,12 +342,13 @@ def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, obje
             yield prefix + field.name, field.type, value
 
 
-def _with_values(section: S, values: Mapping[str, object], prefix: str = "") -> S:
+def with_values(section: S, values: Mapping[str, object], prefix: str = "") -> S:
+    """The same section with other values for some keys, which are named from the top."""
     changed: dict[str, Any] = {}
     for name in section.__struct_fields__:
         key, value = prefix + name, getattr(section, name)
         if isinstance(value, Section):
-            changed[name] = _with_values(value, values, key + ".")
+            changed[name] = with_values(value, values, key + ".")
         elif key in values:
             changed[name] = values[key]
     return msgspec.structs.replace(section, **changed)

@@ -28,7 +28,7 @@ class Catalog:
     def __init__(self, recorder: Recorder, wall_time: Callable[[], float], *, source_bytes_max: int) -> None:
         self._recorder = recorder
         self._wall_time = wall_time
-        self._source_bytes_max = source_bytes_max
+        self.source_bytes_max = source_bytes_max
         self._tasks: dict[tuple[int, str], Task] = {}
         self._artifacts: dict[tuple[int, str], list[Artifact]] = {}
         self._active: dict[tuple[int, str], int] = {}
@@ -130,10 +130,10 @@ class Catalog:
     ) -> tuple[Artifact, bool]:
         """What `push` would answer, with nothing stored. The task need not be there."""
         versions = self._artifacts.get((uid, name), [])
-        if (size := len(source.encode("utf-8", "surrogatepass"))) > self._source_bytes_max:
+        if (size := len(source.encode("utf-8", "surrogatepass"))) > self.source_bytes_max:
             raise LoopaidError(
                 ErrorCode.LIMIT_EXCEEDED,
-                f"the source has {size} bytes, more than {self._source_bytes_max}",
+                f"the source has {size} bytes, more than {self.source_bytes_max}",
                 path="source",
             )
         shape = shape or detect_shape(source)

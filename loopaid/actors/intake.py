@@ -68,7 +68,8 @@ class Intake:
         provider: Provider,
         nursery: trio.Nursery,
     ) -> None:
-        self._config = config
+        self.config = config
+        """May be replaced; it holds for what comes in from then on."""
         self._catalog = catalog
         self._batches = batches
         self._around = around
@@ -121,10 +122,10 @@ class Intake:
     def add_items(self, batch: Batch, chunk: ItemsChunk, *, deferred: bool = False) -> None:
         """Append a chunk; it is durable when the recorder has committed."""
         receiving = self._receiving_of(batch)
-        input_bytes_max = self._config.limits.input_bytes_max
+        input_bytes_max = self.config.limits.input_bytes_max
         chunk = check_chunk(chunk, received=batch.log.received, input_bytes_max=input_bytes_max)
         self._check_total(batch.log.received + chunk.count)
-        check_room(self._config.batch, batch, chunk, self._batches.unfinished)
+        check_room(self.config.batch, batch, chunk, self._batches.unfinished)
         self._around.recorder.check_accepting()
         receiving.add(batch, chunk)
         items = records.BatchItems(batch.id, chunk)
@@ -235,14 +236,14 @@ class Intake:
         return options
 
     def _check_total(self, total: int) -> None:
-        items_max = self._config.batch.items_max
+        items_max = self.config.batch.items_max
         if total > items_max:
             raise LoopaidError(ErrorCode.LIMIT_EXCEEDED, f"a batch has at most items_max = {items_max} items")
 
     def _defaults(self) -> BatchOptions:
-        execution = self._config.execution
+        execution = self.config.execution
         configured = RequestedOptions(
-            max_concurrency=self._config.batch.max_concurrency,
+            max_concurrency=self.config.batch.max_concurrency,
             timeout_ms=execution.timeout_ms,
             provider=execution.provider,
         )
@@ -265,7 +266,7 @@ class Intake:
         if problem is not None:
             raise LoopaidError.from_info(problem)
         self._around.recorder.check_accepting()
-        check_queue(self._config.batch, uid, self._batches.unfinished)
+        check_queue(self.config.batch, uid, self._batches.unfinished)
 
     def _receiving_of(self, batch: Batch) -> Receiving:
         receiving = self._receiving.get(batch.id)

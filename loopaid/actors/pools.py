@@ -21,6 +21,7 @@ from loopaid.core.actions import Action, CloseSession, Grant, Refuse, StartSessi
 from loopaid.core.claims import SessionKey
 from loopaid.core.restarts import RestartBudget
 from loopaid.core.scheduler import Scheduler
+from loopaid.core.sessions import SchedulerLimits
 from loopaid.model import Language, PoolStatistics
 from loopaid.providers.base import EndedBy, Provider, Session, StartFailed
 
@@ -179,6 +180,10 @@ class Pools:
         actions = self._scheduler.clear(trio.current_time(), language)
         self._perform(actions)
         return sum(isinstance(action, CloseSession) for action in actions)
+
+    def resize(self, limits: SchedulerLimits) -> None:
+        """Keep other limits from now on. See Scheduler.resize."""
+        self._perform(self._scheduler.resize(trio.current_time(), limits))
 
     def drain(self) -> None:
         self._perform(self._scheduler.drain(trio.current_time()))

@@ -90,6 +90,12 @@ class Retention:
         log.info("%d segments of the log with %d batches were removed: retention", len(segments), batches)
         return pruned
 
+    def use(self, limits: Limits) -> None:
+        """Keep to other limits from now on."""
+        self.limits = limits
+        self._looked_at = None
+        self._due.set()
+
     def look(self) -> None:
         """Called after every commit: is there anything that might go?"""
         store = self._recorder.store

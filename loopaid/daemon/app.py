@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 CATALOG_RESERVE_BYTES = 1 << 20
 
 
-class Daemon(msgspec.Struct, frozen=True):
-    """Everything that handlers may need."""
+class Daemon(msgspec.Struct):
+    """Everything that handlers may need. `config` is replaced by a reload."""
 
     config: Config
     state_dir: Path
@@ -117,10 +117,11 @@ async def open_actors(
     `was_killed` says that the daemon before this one did not end in good order. `wall_time` is Unix seconds.
     """
     durable = config.log.durability == "durable"
+    scheduler = Scheduler(scheduler_limits(config), prefix=f"{secrets.token_hex(3)}-")
     async with (
         open_recorder(catalog_store, durable=durable, run_blocking=run_blocking) as catalog_recorder,
         open_recorder(store, durable=durable, run_blocking=run_blocking) as recorder,
-        open_pools(_scheduler(config), {Language.PYTHON: provider}) as pools,
+        open_pools(scheduler, {Language.PYTHON: provider}) as pools,
     ):
         catalog = Catalog(catalog_recorder, wall_time, source_bytes_max=config.limits.source_bytes_max)
         catalog.replay(catalog_store)
@@ -134,8 +135,9 @@ async def open_actors(
             policy = config.daemon.recovery
             Recovery(replay, batches, intake, around, policy, was_killed=was_killed).run()
             recorder.on_full = batches.stop_windows
-            limits = Limits(config.log.retention_bytes, config.log.retention_days)
-            async with open_retention(limits, recorder, history, batches, intake, wall_time) as retention:
+            async with open_retention(
+                retention_limits(config), recorder, history, batches, intake, wall_time
+            ) as retention:
                 yield Daemon(
                     config=config,
                     state_dir=state_dir,
@@ -154,9 +156,13 @@ async def open_actors(
                 )
 
 
-def _scheduler(config: Config) -> Scheduler:
+def retention_limits(config: Config) -> Limits:
+    return Limits(config.log.retention_bytes, config.log.retention_days)
+
+
+def scheduler_limits(config: Config) -> SchedulerLimits:
     pool = config.pool
-    limits = SchedulerLimits(
+    return SchedulerLimits(
         pools=(PoolLimits(Language.PYTHON, pool.python.size_max, pool.python.warm_min),),
         sessions_max=pool.sessions_max,
         idle_timeout_s=pool.idle_timeout_s,
@@ -164,7 +170,6 @@ def _scheduler(config: Config) -> Scheduler:
         executions_max=pool.executions_max,
         slice_ms=pool.slice_ms,
     )
-    return Scheduler(limits, prefix=f"{secrets.token_hex(3)}-")
 
 
 @contextmanager

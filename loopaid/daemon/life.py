@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ import trio
 from loopaid.config import Config
 from loopaid.daemon.app import Daemon, open_daemon
 from loopaid.daemon.notify import Notifier
+from loopaid.daemon.reload import reload
 from loopaid.daemon.server import Listener, open_listener
 
 log = logging.getLogger("loopaid")
@@ -27,13 +29,19 @@ CLOSING_S: Final = 60.0
 
 
 async def live(
-    config: Config, state_dir: Path, where: Path | socket.socket, notifier: Notifier, ready_fd: int | None
+    config: Config,
+    read: Callable[[], Config],
+    state_dir: Path,
+    where: Path | socket.socket,
+    notifier: Notifier,
+    ready_fd: int | None,
 ) -> None:
     """Serve on the path, or on a socket that listens already, until SIGTERM, SIGINT or a client asks for the end.
 
-    A second signal aborts the drain. READY is written to `ready_fd` when clients can connect, and it is closed.
+    A second signal aborts the drain. SIGHUP has the configuration read again, by `read`. READY is written to `ready_fd`
+    when clients can connect, and it is closed. Raises what `open_daemon` does.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         await notifier.tell(STATUS="taking up the log")
         async with open_daemon(config, state_dir) as daemon, open_listener(daemon, where) as listener:
             gc.freeze()  # what is there now stays; the collector need not look at it again
@@ -45,7 +53,7 @@ async def live(
                 os.write(ready_fd, b"READY\n")
                 os.close(ready_fd)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_heed, signals, daemon, nursery.cancel_scope)
+                nursery.start_soon(_heed, signals, daemon, read, notifier, nursery.cancel_scope)
                 nursery.start_soon(notifier.keep_watchdog, daemon.beat)
                 await daemon.drain.asked.wait()
                 await _drain(daemon, listener, notifier)
@@ -53,13 +61,20 @@ async def live(
     log.info("stopped")
 
 
-async def _heed(signals: AsyncIterator[int], daemon: Daemon, life: trio.CancelScope) -> None:
+async def _heed(
+    signals: AsyncIterator[int], daemon: Daemon, read: Callable[[], Config], notifier: Notifier, life: trio.CancelScope
+) -> None:
+    ended = False
     async for number in signals:
-        daemon.drain.ask(signal.Signals(number).name)
-        break
-    async for _number in signals:
-        log.warning("a second signal: stopping at once; unfinished batches go on with the next start")
-        life.cancel()
+        if number == signal.SIGHUP:
+            await notifier.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+            await notifier.tell(READY=1, STATUS=reload(daemon, read))
+        elif ended:
+            log.warning("a second signal: stopping at once; unfinished batches go on with the next start")
+            life.cancel()
+        else:
+            ended = True
+            daemon.drain.ask(signal.Signals(number).name)
 
 
 async def _drain(daemon: Daemon, listener: Listener, notifier: Notifier) -> None:

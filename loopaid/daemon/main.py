@@ -65,7 +65,11 @@ def _main(options: argparse.Namespace) -> int:
     )
     set_up_logging(config.daemon.log_level, config.daemon.log_format)
     _raise_limits()
-    trio.run(live, config, state_dir, where, notifier, options.ready_fd)
+
+    def read() -> Config:
+        return load_config(options.config, os.environ).config
+
+    trio.run(live, config, read, state_dir, where, notifier, options.ready_fd)
     return 0
 
 

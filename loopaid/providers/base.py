@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from loopaid.config import LimitsSection
 from loopaid.errors import ErrorInfo
 from loopaid.model import Isolation, ItemStatus, Language, ProgramError, Shape
 from loopaid.wire.rows import Extra, Row
@@ -167,6 +168,9 @@ class Provider(Protocol):
 
     async def start(self, language: Language, session_id: str) -> Session:
         """Start an environment. Raises StartFailed."""
+
+    def use_limits(self, limits: LimitsSection) -> None:
+        """Start sessions with these limits from now on."""
 
     def problem(self, language: Language) -> ErrorInfo | None:
         """Why this language cannot run here, with the fix and the code that clients are told; None when it can."""

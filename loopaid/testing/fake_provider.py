@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 import trio
 
+from loopaid.config import LimitsSection
 from loopaid.errors import ErrorCode, ErrorInfo
 from loopaid.model import ItemStatus, Language, ProgramError
 from loopaid.providers.base import (
@@ -91,6 +92,9 @@ class FakeProvider:
     @property
     def running(self) -> list[FakeSession]:
         return [session for session in self.sessions if not session.has_ended]
+
+    def use_limits(self, limits: LimitsSection) -> None:
+        """The items say themselves what becomes of them."""
 
     def problem(self, language: Language) -> ErrorInfo | None:
         if language is Language.PYTHON:

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 import trio
 
-from loopaid.config import Config
+from loopaid.config import Config, LimitsSection
 from loopaid.errors import ErrorCode, ErrorInfo
 from loopaid.model import Language
 from loopaid.providers.base import SessionEnded, StartFailed
@@ -64,7 +64,9 @@ class LocalProvider:
         harness = importlib.resources.files(__package__).joinpath("harness/python.py")
         self._harness_path = str(harness)
         self._harness = harness.read_bytes()
-        limits = config.limits
+        self.use_limits(config.limits)
+
+    def use_limits(self, limits: LimitsSection) -> None:
         self._limits = SessionLimits(limits.output_bytes_max, limits.stdout_bytes_max, limits.stderr_bytes_max)
 
     @property
@@ -168,7 +170,7 @@ class LocalProvider:
         )
 
     def _environment(self, toolchain: PythonToolchain, inherited: list[int]) -> dict[str, str]:
-        sandbox, limits = self._config.sandbox, self._config.limits
+        sandbox, limits = self._config.sandbox, self._limits
         settings = {
             "fds": inherited,
             "limits": {
