@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from loopaid.cli import names
 from loopaid.cli import options as shared
 from loopaid.cli.exit_codes import ExitCode
 from loopaid.cli.items import open_items
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from loopaid.client.blocking import BlockingClient
 
 _COLUMNS = "batch_id task state total failure_count submitted_at"
-_batch_id = click.argument("batch_id", metavar="ID")
+_batch_id = click.argument("batch_id", metavar="ID", shell_complete=names.batches)
 _only = click.option("--only", type=click.Choice(("ok", "failed")), help="Leave out the other results.")
 _cursor = click.option("--from", "cursor", type=click.IntRange(0), default=0, help="Go on behind this cursor.")
 _as_completed = click.option("--as-completed", is_flag=True, help="In the order of completion, not of submission.")
@@ -37,7 +38,7 @@ def batch() -> None:
 
 
 @batch.command()
-@click.argument("task", metavar="TASK[@N]")
+@click.argument("task", metavar="TASK[@N]", shell_complete=names.tasks)
 @click.option("--language", type=shared.LANGUAGES, help="Refuse to run if the program is in another language.")
 @shared.batch_options
 @click.option("--wait", is_flag=True, help="Wait for the end and print the summary.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from loopaid.cli import names
 from loopaid.cli import options as shared
 from loopaid.cli.objects import artifact_object, task_object
 from loopaid.cli.render import print_list, print_object
@@ -12,7 +13,7 @@ from loopaid.model import Shape
 
 _TASK_COLUMNS = "name active_version versions sampling_rate created_at"
 _ARTIFACT_COLUMNS = "task version active language shape created_at"
-_task = click.argument("task", metavar="TASK")
+_task = click.argument("task", metavar="TASK", shell_complete=names.tasks)
 
 
 @click.group(cls=Verbs)
@@ -53,7 +54,7 @@ def list_tasks(settings: Settings) -> None:
 
 
 @task.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=names.tasks)
 @pass_settings
 def show_task(settings: Settings, name: str) -> None:
     """Show a task.
@@ -118,7 +119,7 @@ def list_artifacts(settings: Settings, task: str) -> None:
 
 
 @artifact.command("show")
-@click.argument("task", metavar="TASK[@N]")
+@click.argument("task", metavar="TASK[@N]", shell_complete=names.tasks)
 @pass_settings
 def show_artifact(settings: Settings, task: str) -> None:
     """Show a version, the active one if N is left out, with its source.
@@ -134,7 +135,7 @@ def show_artifact(settings: Settings, task: str) -> None:
 
 
 @artifact.command()
-@click.argument("task", metavar="TASK@N")
+@click.argument("task", metavar="TASK@N", shell_complete=names.tasks)
 @pass_settings
 def activate(settings: Settings, task: str) -> None:
     """Make a version the one that batches run.

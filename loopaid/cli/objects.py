@@ -89,9 +89,9 @@ def batch_object(batch: BatchSummary) -> JsonObject:
 
 
 def log_object(log: LogInfo) -> JsonObject:
-    return msgspec.structs.asdict(log)
+    return {**msgspec.structs.asdict(log), "oldest_at": iso_time(log.oldest_at)}
 
 
 def status_object(status: DaemonStatus, *, healthy: bool) -> JsonObject:
     described: JsonObject = msgspec.to_builtins(status)
-    return {"healthy": healthy, **described}
+    return {"healthy": healthy, **described, "log": log_object(status.log)}

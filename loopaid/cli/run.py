@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from loopaid.cli import names
 from loopaid.cli import options as shared
 from loopaid.cli.embedded import EmbeddedDaemon, kept_socket, open_embedded
 from loopaid.cli.exit_codes import ExitCode
@@ -162,7 +163,7 @@ def _task_name(program: str) -> str:
 
 
 @click.command("exec", cls=Verb)
-@click.argument("task", metavar="TASK[@N]")
+@click.argument("task", metavar="TASK[@N]", shell_complete=names.tasks)
 @click.option("--input", "text", metavar="JSON", required=True, help="The input; - reads it from stdin.")
 @click.option("--id", "item_id", metavar="ID", help="The item's id.")
 @shared.execution_options

@@ -41,7 +41,8 @@ def _pace(batch: BatchSummary) -> str:
 
 def _latency(batch: BatchSummary) -> str:
     latency = batch.latency_ms
-    return f"avg {latency.avg:g} ms, p50 {latency.p50:g}, p95 {latency.p95:g}, p99 {latency.p99:g}, max {latency.max:g}"
+    rest = ", ".join(f"{name} {getattr(latency, name):.3g}" for name in ("p50", "p95", "p99", "max"))
+    return f"avg {latency.avg:.3g} ms, {rest}"
 
 
 def result_view(result: Result) -> JsonObject:

@@ -310,6 +310,7 @@ def _log() -> LogInfo:
         torn_tails=0,
         free_bytes=10**10,
         health="healthy",
+        oldest_at=NOON,
     )
 
 

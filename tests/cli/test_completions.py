@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 import loopaid
+from loopaid.cli.settings import Settings
+from loopaid.errors import DaemonUnreachable
 
 ROOT = Path(loopaid.__file__).parents[1]
 Run = Callable[..., Any]
@@ -51,6 +53,27 @@ def test_bash_completes_verbs_options_and_values(path: str) -> None:
     assert complete(path, "batch", "list", "--st") == ["--state"]
     assert complete(path, "batch", "list", "--state", "r") == ["receiving", "running"]
     assert "--output" in complete(path, "status", "--")
+
+
+def asked(loopai: Run, monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
+    monkeypatch.setenv("_LOOPAI_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    return [line.removeprefix("plain,") for line in loopai().stdout.split()]
+
+
+def test_names_come_from_the_daemon_that_is_meant(loopai: Run, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Settings, "client", lambda settings: client.calls.append(settings.socket) or client)
+    assert asked(loopai, monkeypatch, "loopai batch show b1") == ["b17"]
+    assert asked(loopai, monkeypatch, "loopai batch wait l") == ["last"]
+    assert asked(loopai, monkeypatch, "loopai --socket /x artifact list b") == ["b"]
+    assert [call for call in client.calls if call in (None, "/x")] == [None, None, "/x"]
+
+
+def test_without_a_daemon_there_is_nothing_to_choose(loopai: Run, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.raises = DaemonUnreachable("nobody")
+    monkeypatch.setattr(Settings, "client", lambda settings: client)
+    assert asked(loopai, monkeypatch, "loopai exec b") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

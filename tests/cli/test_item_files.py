@@ -203,6 +203,16 @@ def test_csv_rows_become_objects_named_by_their_line() -> None:
     ]
 
 
+def test_csv_of_a_spreadsheet_has_a_byte_order_mark_and_windows_line_ends() -> None:
+    items = read(b'\xef\xbb\xbf"name",x\r\n"a, b",\r\n', name="items.csv")
+    assert [(item.id, json.loads(bytes(item.input))) for item in items] == [("2", {"name": "a, b", "x": ""})]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xef\xbb\xbf", b"a,b\n", b"a,b\r\n\r\n"])
+def test_csv_without_rows_has_no_items(content: bytes) -> None:
+    assert read(content, name="items.csv") == []
+
+
 def test_csv_can_be_asked_for_whatever_the_name() -> None:
     assert json.loads(bytes(read(b"a,b\n1,2\n", "csv")[0].input)) == {"a": "1", "b": "2"}
 
