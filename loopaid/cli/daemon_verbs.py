@@ -1,4 +1,4 @@
-"""`loopai status`, `loopai log ...`, `loopai bench`: about the daemon, its log, and how fast it is here."""
+"""`loopai metrics`, `loopai log ...`, `loopai bench`: what the daemon counts, its log, and how fast it is here."""
 
 from __future__ import annotations
 
@@ -11,30 +11,12 @@ import msgspec
 
 from loopaid.cli.embedded import ask_daemon
 from loopaid.cli.exit_codes import ExitCode
-from loopaid.cli.objects import JsonObject, log_object, status_object
+from loopaid.cli.objects import JsonObject, log_object
 from loopaid.cli.render import print_object
 from loopaid.cli.settings import Settings, Verb, Verbs, pass_settings
-from loopaid.cli.views import status_view
 from loopaid.errors import DaemonUnreachable
 
-_RUNNING: Final = "running"
 SCENARIOS: Final = ("throughput", "million", "interactive", "slow-client", "startup", "all")
-
-
-@click.command(cls=Verb)
-@pass_settings
-def status(settings: Settings) -> ExitCode:
-    """Show how the daemon is. Exits with 0 if it answers, takes work, and reports no problem.
-
-    \b
-    Example:
-      loopai status --output json
-    """
-    with settings.client() as client:
-        answer = client.status()
-    healthy = answer.state == _RUNNING and not answer.problems
-    print_object(settings, status_object(answer, healthy=healthy), answer.state, status_view(answer))
-    return ExitCode.OK if healthy else ExitCode.FAILED
 
 
 @click.command(cls=Verb)

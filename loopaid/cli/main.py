@@ -36,7 +36,7 @@ _VERBS: Final = {
     "artifact": ("catalog:artifact", "The versions of a task's program."),
     "batch": ("batches:batch", "Submit batches and look at them."),
     "pool": ("pool:pool", "The warm sessions of each language."),
-    "status": ("daemon_verbs:status", "How the daemon is."),
+    "status": ("status:status", "How the daemon is."),
     "metrics": ("daemon_verbs:metrics", "What the daemon counts, for Prometheus."),
     "drain": ("drain:drain", "Stop the daemon in good order."),
     "log": ("daemon_verbs:log", "The append-only log that holds the records."),

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(loopaid.__file__).parents[1]
 STATE_DIR = "/var/lib/loopaid"
+ELSEWHERE = "/var/lib/node_exporter"
 FIRST = ("task create", "artifact push", "artifact", "exec", "run", "batch submit")
 LAST = ("batch cancel", "drain", "log verify", "log repair")
 """In this order; the log is repaired when its daemon has ended."""
@@ -78,7 +79,7 @@ def test_every_example_does_what_it_says(home: Path, tmp_path: Path) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOOPAID_", "XDG_"))}
         environment = kept | {"HOME": str(home), "PATH": f"{home}:{kept['PATH']}", "LOOPAID_SOCKET": daemon.socket}
         for _, line in todo:
-            typed = line.replace(STATE_DIR, str(daemon.state_dir))
+            typed = line.replace(STATE_DIR, str(daemon.state_dir)).replace(ELSEWHERE, str(tmp_path))
             done = subprocess.run(
                 ["bash", "-o", "pipefail", "-c", typed], cwd=home, env=environment, capture_output=True, timeout=60
             )
