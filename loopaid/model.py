@@ -91,8 +91,11 @@ class Check(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How a batch runs. `timeout_ms` is the program's own time for one item."""
+class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a batch runs. `timeout_ms` is the program's own time for one item.
+
+    Replies and the log spell all of it out, so that what they say does not change with a default.
+    """
 
     max_concurrency: int = 10
     stop_on_first_error: bool = False

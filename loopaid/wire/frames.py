@@ -3,7 +3,22 @@
     u32 body length | u32 request id | u8 kind | u8 flags | u16 reserved, 0 | body
 
 Little endian; the body is MessagePack. A header says all that is needed to pass a frame on, so a relay never
-decodes a body. Request id 0 means the connection itself.
+decodes a body. Request id 0 means the connection itself. Flag 1 marks a body that counts against credit.
+
+    kind       from     request id       body (`messages.py`)
+    1 HELLO    both     0                Hello; the first frame of each side
+    2 REQUEST  client   1 to 2**32 - 1   one of AnyRequest; bulk if it has items
+    3 REPLY    daemon   the request's    what answers this request; the last frame for it
+    4 EVENT    daemon   the request's    StreamStart; bulk: ResultBlock, rows as in `rows.py`
+    5 ERROR    daemon   the request's    ErrorInfo (`errors.py`); the last frame for it, with id 0 the last of all
+    6 CREDIT   both     see below        an integer: so many more bytes of bulk bodies may be sent
+    7 CANCEL   client   the request's    none; the request is still answered
+    8 END      daemon   the request's    as REPLY, behind events
+
+A client grants credit for the results of a request, by its id; the daemon for items, on the whole connection: id 0.
+`connection.py` has the rules of who may say what when. Generation 1 is frozen: `tests/data/wire` has samples of all of
+it. Later versions may add requests, and fields that have a default. A new word in a reply (a status, a state) needs a
+new generation: clients refuse what they cannot name.
 
 A body may have 16 MiB: one item of 8 MiB with everything the program printed always fits. The length is checked as
 soon as the header is there, before any of the body is kept.

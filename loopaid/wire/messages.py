@@ -1,8 +1,9 @@
 """What clients and the daemon say to each other, as typed MessagePack.
 
-A request is a map with a `type`; an unknown or misspelt field is an error that names it. Replies are tolerant of
-fields they do not know. Which reply answers which request stands in `loopaid/testing/reply_types.py`. Result blocks
-are the one message on the hot path: an array that carries a block of the log unchanged.
+Structs are maps from field names, but for those that say `array_like`: arrays of their fields in order, with fields
+added at the end. A request is a map with a `type`; an unknown or misspelt field is an error that names it. Replies are
+tolerant of fields they do not know. Which reply answers which request stands in `loopaid/testing/reply_types.py`.
+Result blocks are the one message on the hot path: an array that carries a block of the log unchanged.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class ActivateArtifact(Request, frozen=True, tag="artifact.activate"):
 # --- batches
 
 
-class ItemsChunk(msgspec.Struct, frozen=True, array_like=True):
+class ItemsChunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A contiguous run of items. `inputs` are `count` JSON texts joined by one newline, none inside a text.
 
     `ids` is None when every id is the item's index in decimal. `forced` lists positions within the chunk whose
