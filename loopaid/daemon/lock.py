@@ -21,6 +21,7 @@ def locked(state_dir: Path) -> Iterator[int]:
     """Keep daemons out, without becoming one: yields the open lock. Raises JournalLocked that names the daemon that
     has it, and ConfigError when there is no writing in the directory."""
     try:
+        _check_owner(state_dir, state_dir.stat().st_uid)
         fd = os.open(state_dir / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unusable(state_dir, error) from None
@@ -51,6 +52,15 @@ def owned(state_dir: Path) -> Iterator[bool]:
             _write_name(fd, str(os.getpid()))
         yield was_killed
         _write_name(fd, "")
+
+
+def _check_owner(state_dir: Path, uid: int) -> None:
+    """What root writes into a directory of somebody else, they cannot read afterwards."""
+    if uid != os.geteuid():
+        raise ConfigError(
+            f"{state_dir} belongs to uid {uid}, and this is uid {os.geteuid()}: use `sudo -u '#{uid}'`, give it away "
+            "with `chown -R`, or set --state-dir or [daemon] state_dir"
+        )
 
 
 def _unusable(state_dir: Path, error: OSError) -> ConfigError:

@@ -42,21 +42,6 @@ def test_check_prints_every_key_with_its_value_and_origin(tmp_path: Path) -> Non
     assert report["execution.timeout_ms"] == {"value": 30000, "origin": "default"}
 
 
-def test_a_mistake_in_the_configuration_is_one_line_and_exit_78(tmp_path: Path) -> None:
-    done = loopaid("--check", LOOPAID_POOL__SESSIONS_MAX="many")
-    assert done.returncode == 78
-    assert done.stderr.startswith("loopaid: LOOPAID_POOL__SESSIONS_MAX: pool.sessions_max must be")
-    assert done.stderr.count("\n") == 1
-
-
-def test_a_socket_path_that_cannot_be_used_is_one_line_and_exit_78(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    done = loopaid("--state-dir", str(tmp_path / "state"), "--socket", str(tmp_path / "file"))
-    assert done.returncode == 78
-    assert "is not a socket" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-
-
 def test_a_state_directory_that_cannot_be_used_is_one_line_and_exit_78(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = loopaid("--state-dir", str(tmp_path / "file"), "--socket", str(tmp_path / "socket"))
