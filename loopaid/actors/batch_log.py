@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -22,6 +22,9 @@ from loopaid.wire.messages import EncodedResultBlock, ItemsChunk
 
 CHUNKS_CACHED: Final = 4
 """Decoded chunks kept per batch: the sessions of a batch work close together, its readers too."""
+
+BLOCKS_AT_ONCE: Final = 20_000
+"""Blocks that are passed over before others have their turn: some milliseconds."""
 
 Read = Callable[[int], Frame]
 
@@ -190,24 +193,41 @@ class BatchLog:
         """Where the blocks stand in the log, in its order."""
         return self._block_position
 
-    def in_log_order(self, cursor: int) -> EncodedResultBlock | None:
-        """The results behind the first `cursor` ones, as far as one event carries them; None when there are none."""
-        if cursor >= self.recorded:
-            return None
-        number = bisect_right(self._block_cursor, cursor) - 1
-        return self._piece(number, cursor - self._block_cursor[number], cursor)
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """The position and the statuses, as bits, of every block, in the order of the log."""
+        return zip(self._block_position, self._block_statuses, strict=True)
 
-    def in_item_order(self, cursor: int) -> EncodedResultBlock | None:
-        """The same by item index: None when the item `cursor` has no record yet."""
+    def next_with(self, bits: int, cursor: int, order: str) -> int:
+        """The cursor in `order` (`completed` is the log's, else the items') of the next record, at `cursor` or behind
+        it, in a block that has one of these statuses; after many blocks that have none, of one of those."""
+        steps = 0
+        while steps < BLOCKS_AT_ONCE and (number := self._number_at(cursor, order)) is not None:
+            if self._block_statuses[number] & bits:
+                break
+            before = self._block_cursor[number] if order == "completed" else self._block_first[number]
+            cursor = before + self._block_count[number]
+            steps += 1
+        return cursor
+
+    def _number_at(self, cursor: int, order: str) -> int | None:
+        if order == "completed":
+            return bisect_right(self._block_cursor, cursor) - 1 if cursor < self.recorded else None
         if cursor >= self.received:
             return None
         if self._block_of is None:
             self._index_by_item()
         assert self._block_of is not None
-        number = self._block_of[cursor] - 1
-        if number < 0:
-            return None
-        return self._piece(number, cursor - self._block_first[number], cursor)
+        return self._block_of[cursor] - 1 if self._block_of[cursor] else None
+
+    def in_log_order(self, cursor: int) -> EncodedResultBlock | None:
+        """The results behind the first `cursor` ones, as far as one event carries them; None when there are none."""
+        number = self._number_at(cursor, "completed")
+        return None if number is None else self._piece(number, cursor - self._block_cursor[number], cursor)
+
+    def in_item_order(self, cursor: int) -> EncodedResultBlock | None:
+        """The same by item index: None when the item `cursor` has no record yet."""
+        number = self._number_at(cursor, "submission")
+        return None if number is None else self._piece(number, cursor - self._block_first[number], cursor)
 
     def _index_by_item(self) -> None:
         self._block_of = array("I", bytes(4 * self.received))

@@ -89,11 +89,15 @@ class Batches:
         """Those that the history does not have yet, the newest first."""
         return (batch for batch in reversed(self._batches.values()) if uid in (None, batch.opened.uid))
 
+    def selected(self, selection: Selection) -> Iterator[Batch]:
+        """Of those that the history does not have yet."""
+        return (batch for batch in self.in_memory(selection.uid) if _is_selected(batch, selection))
+
     async def page(self, selection: Selection, limit: int) -> list[Batch]:
         """The newest first; results can be read only of what `find` answers. Raises LoopaidError."""
         entries = await self._history.ask(lambda index: index.page(selection, limit))
         found: dict[str, Batch | Entry] = {entry.id: entry for entry in entries}
-        found |= {batch.id: batch for batch in self.in_memory(selection.uid) if _is_selected(batch, selection)}
+        found |= {batch.id: batch for batch in self.selected(selection)}
         batches: list[Batch] = []
         for place, batch_id in enumerate(sorted(found, reverse=True)[:limit]):
             one = found[batch_id]

@@ -100,8 +100,10 @@ def submit(
     "--limit", type=click.IntRange(1, BATCHES_LISTED_MAX), default=50, show_default=True, help="The newest so many."
 )
 @click.option("--state", type=click.Choice([state.value for state in BatchState]), help="Only those in this state.")
+@click.option("--task", help="Only those of this task.")
+@click.option("--before", metavar="ID", help="Only those before this batch: the last one of the list before.")
 @pass_settings
-def list_(settings: Settings, /, limit: int, state: str | None) -> None:
+def list_(settings: Settings, /, limit: int, state: str | None, task: str | None, before: str | None) -> None:
     """List batches, the newest first.
 
     \b
@@ -109,7 +111,7 @@ def list_(settings: Settings, /, limit: int, state: str | None) -> None:
       loopai batch list --state running
     """
     with settings.client() as client:
-        batches = client.list_batches(limit=limit, state=BatchState(state) if state else None)
+        batches = client.list_batches(limit, BatchState(state) if state else None, task=task, before=before)
     print_list(settings, [batch_object(each) for each in batches], _COLUMNS, "batch_id")
 
 
@@ -194,6 +196,22 @@ def cancel(settings: Settings, /, batch_id: str, reason: str) -> None:
     with settings.client() as client:
         reply = client.cancel_batch(batch_id, reason)
     print_object(settings, {"batch_id": reply.batch_id, "state": reply.state}, reply.batch_id)
+
+
+@batch.command()
+@_batch_id
+@click.option("--only", type=click.Choice(("failed", "all")), default="failed", show_default=True, help="Which items.")
+@pass_settings
+def retry(settings: Settings, /, batch_id: str, only: str) -> None:
+    """Run items of a batch that has ended once more, as a new batch of the same version, options and ids.
+
+    \b
+    Example:
+      loopai batch retry last --only failed
+    """
+    with settings.client() as client:
+        accepted = client.retry_batch(batch_id, only)
+    print_object(settings, accepted_object(accepted), accepted.batch_id)
 
 
 def _refuse_contradictions(wait: bool, follow: bool, results_have_a_place: bool) -> None:

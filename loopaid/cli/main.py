@@ -35,6 +35,7 @@ _VERBS: Final = {
     "task": ("catalog:task", "Named purposes that own programs."),
     "artifact": ("catalog:artifact", "The versions of a task's program."),
     "batch": ("batches:batch", "Submit batches and look at them."),
+    "records": ("records:records", "What became of items, over many batches."),
     "pool": ("pool:pool", "The warm sessions of each language."),
     "status": ("status:status", "How the daemon is."),
     "metrics": ("daemon_verbs:metrics", "What the daemon counts, for Prometheus."),

@@ -14,8 +14,8 @@ from typing import Final, TypedDict, TypeVar
 import msgspec
 
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import ITEM_ID_BYTES_MAX, BatchOptions, Isolation, Item, RequestedOptions
-from loopaid.wire.messages import CHUNK_BYTES_TARGET, ITEMS_PER_CHUNK_MAX, ItemsChunk
+from loopaid.model import ITEM_ID_BYTES_MAX, BatchOptions, Isolation, Item, ItemStatus, RequestedOptions
+from loopaid.wire.messages import CHUNK_BYTES_TARGET, ITEMS_PER_CHUNK_MAX, ItemsChunk, RecordFilter
 
 E = TypeVar("E", bound=enum.Enum)
 
@@ -46,6 +46,27 @@ def batch_options(arguments: OptionArguments) -> RequestedOptions:
         raise LoopaidError(ErrorCode.INVALID_REQUEST, reason, path=path) from None
     options.over(BatchOptions())
     return options
+
+
+class RecordArguments(TypedDict, total=False):
+    """Which records: of one batch, of a task, with one of these statuses, executed at or behind `since` and before
+    `until` (Unix seconds)."""
+
+    batch_id: str
+    task: str
+    statuses: Iterable[ItemStatus | str]
+    since: float
+    until: float
+
+
+def record_filter(arguments: RecordArguments) -> RecordFilter:
+    """Check and convert. Raises LoopaidError that names the argument."""
+    statuses = [one_of(ItemStatus, status, "statuses") for status in arguments.get("statuses", ())]
+    try:
+        return msgspec.convert({**arguments, "statuses": statuses}, RecordFilter)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        raise LoopaidError(ErrorCode.INVALID_REQUEST, reason, path=place.rstrip("`") or None) from None
 
 
 def one_of(kind: type[E], value: str, path: str, code: ErrorCode = ErrorCode.INVALID_REQUEST) -> E:

@@ -17,7 +17,7 @@ import msgspec
 from loopaid.core.sampling import is_sampled
 from loopaid.errors import ProtocolViolation
 from loopaid.model import STATUSES, ItemStatus, ProgramError
-from loopaid.wire.messages import UNDECODABLE, ExecResult, ResultBlock, StreamStart
+from loopaid.wire.messages import UNDECODABLE, ExecResult, RecordPage, ResultBlock, StreamStart
 from loopaid.wire.rows import Block, Extra, Row, decode_extra
 
 RESULTS_PER_BLOCK_MAX: Final = 4096
@@ -218,6 +218,23 @@ class Result(msgspec.Struct, frozen=True, eq=False, gc=False):
         values = self.as_dict()
         values["output"] = msgspec.Raw(self.output_json)
         return _encode_json(values)
+
+
+class Records(msgspec.Struct, frozen=True):
+    """A page of records; the `cursor` asks for the next one, None if there is none."""
+
+    results: list[Result]
+    cursor: str | None
+
+
+def results_on(page: RecordPage) -> Iterator[Result]:
+    """The results on a page of records, in its order. Raises ProtocolViolation."""
+    starts = [StreamStart(batch=batch, durable=page.durable) for batch in page.batches]
+    for number, message in page.blocks:
+        if not 0 <= number < len(starts):
+            raise ProtocolViolation(f"a block of batch {number} on a page of {len(starts)} batches")
+        for results in results_in(starts[number], message):
+            yield from results
 
 
 def results_in(start: StreamStart, message: ResultBlock) -> Iterator[list[Result]]:

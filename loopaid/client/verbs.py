@@ -9,9 +9,17 @@ from collections.abc import Iterable
 from typing import Unpack
 
 from loopaid.client.flows import Flow, call, submission
-from loopaid.client.requests import OptionArguments, batch_options, chunks, encode_input, one_of
-from loopaid.client.results import Result, result_of
-from loopaid.errors import ErrorCode
+from loopaid.client.requests import (
+    OptionArguments,
+    RecordArguments,
+    batch_options,
+    chunks,
+    encode_input,
+    one_of,
+    record_filter,
+)
+from loopaid.client.results import Records, Result, result_of, results_on
+from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchState, BatchSummary, Language, PoolStatistics, Shape
 from loopaid.wire.messages import (
     LISTED_MAX,
@@ -32,10 +40,12 @@ from loopaid.wire.messages import (
     ExecResult,
     GetLogInfo,
     GetMetrics,
+    GetRecordStats,
     GetStatus,
     ListArtifacts,
     ListBatches,
     ListPools,
+    ListRecords,
     ListTasks,
     LogInfo,
     LogPruned,
@@ -45,6 +55,10 @@ from loopaid.wire.messages import (
     PruneLog,
     PushArtifact,
     PutTask,
+    RecordFilter,
+    RecordPage,
+    RecordStats,
+    RetryBatch,
     ShowArtifact,
     ShowBatch,
     ShowTask,
@@ -217,9 +231,13 @@ class Verbs:
         """State and totals of a batch as they are now."""
         return call(ShowBatch(batch_id=batch_id), BatchSummary)
 
-    def list_batches(self, limit: int = 50, state: str | None = None) -> Flow[list[BatchSummary]]:
-        """The newest batches first, at most `limit` (1 to 1000); `state` is the value of a BatchState."""
-        request = ListBatches(limit=limit, state=None if state is None else one_of(BatchState, state, "state"))
+    def list_batches(
+        self, limit: int = 50, state: str | None = None, *, task: str | None = None, before: str | None = None
+    ) -> Flow[list[BatchSummary]]:
+        """The newest batches first, at most `limit` (1 to 1000); `state` is the value of a BatchState. With the last
+        id of a list as `before` the next one follows."""
+        wanted = None if state is None else one_of(BatchState, state, "state")
+        request = ListBatches(limit=limit, state=wanted, task=task, before=before)
         reply = yield from call(request, BatchList)
         return reply.batches
 
@@ -247,6 +265,50 @@ class Verbs:
         """Close the sessions that nobody uses, of one language or of all. Those that are kept warm start anew."""
         known = None if language is None else one_of(Language, language, "language", ErrorCode.UNSUPPORTED_LANGUAGE)
         return call(DrainPool(language=known), PoolDrained)
+
+    def retry_batch(self, batch_id: str, only: str = "failed") -> Flow[BatchAccepted]:
+        """Run the items of a batch that has ended once more, as a new one: those that failed, or `all`. Version,
+        options and ids are those of the old one."""
+        if only not in ("failed", "all"):
+            raise LoopaidError(ErrorCode.INVALID_REQUEST, f"only is failed or all, not {only!r}", path="only")
+        return call(RetryBatch(batch_id=batch_id, only="all" if only == "all" else "failed"), BatchAccepted)
+
+    # --- records, over many batches
+
+    def list_records(
+        self,
+        *,
+        limit: int = 100,
+        cursor: str | None = None,
+        as_completed: bool = True,
+        **which: Unpack[RecordArguments],
+    ) -> Flow[Records]:
+        """One page of at most `limit` records (1 to 1000), those of the newest batch first.
+
+        With the `cursor` of a page the next one follows. `as_completed` is the order within a batch; else it is that of
+        the items, as far as nothing before them is missing.
+        """
+        request = ListRecords(
+            filter=record_filter(which),
+            limit=limit,
+            order="completed" if as_completed else "submission",
+            cursor=cursor,
+        )
+        page = yield from call(request, RecordPage)
+        return Records(list(results_on(page)), page.cursor)
+
+    def show_record(self, batch_id: str, index: int) -> Flow[Result]:
+        """The record of the item at a position of a batch."""
+        page = yield from call(ListRecords(filter=RecordFilter(batch_id=batch_id), index=index, limit=1), RecordPage)
+        results = list(results_on(page))
+        if not results:
+            message = f"item {index} of batch {batch_id} has no record, or none yet"
+            raise LoopaidError(ErrorCode.INVALID_REQUEST, message, path="index")
+        return results[0]
+
+    def record_stats(self, **which: Unpack[RecordArguments]) -> Flow[RecordStats]:
+        """Sums by status and task, with latencies, over the batches that are meant."""
+        return call(GetRecordStats(filter=record_filter(which)), RecordStats)
 
     # --- the daemon
 

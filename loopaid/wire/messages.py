@@ -13,7 +13,17 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 
 from loopaid.errors import ProtocolViolation
-from loopaid.model import BatchOptions, BatchState, BatchSummary, Language, PoolStatistics, RequestedOptions, Shape
+from loopaid.model import (
+    BatchOptions,
+    BatchState,
+    BatchSummary,
+    ItemStatus,
+    Language,
+    LatencySummary,
+    PoolStatistics,
+    RequestedOptions,
+    Shape,
+)
 from loopaid.wire.rows import Block
 
 PROTOCOL_MIN: Final = 1
@@ -31,6 +41,12 @@ BATCHES_LISTED_MAX: Final = 1000
 
 LISTED_MAX: Final = 1000
 """Tasks or artifacts in one reply, likewise. A reply with fewer is the last one."""
+
+RECORDS_LISTED_MAX: Final = 1000
+RECORD_PAGE_BYTES: Final = 4 << 20
+"""A page ends behind so many bytes: with the largest record they still fit a frame."""
+TASKS_COUNTED_MAX: Final = 1000
+
 
 Cursor = Annotated[int, msgspec.Meta(ge=0)]
 IdempotencyKey = Annotated[str, msgspec.Meta(max_length=KEY_CHARS_MAX)]
@@ -231,6 +247,46 @@ class DrainPool(Request, frozen=True, tag="pool.drain"):
     language: Language | None = None
 
 
+class RetryBatch(Request, frozen=True, tag="batch.retry"):
+    """Run items of a batch that has ended once more, as a new batch of the same version and options: those that did
+    not succeed, or all. Its ids are those of the old one."""
+
+    batch_id: str
+    only: Literal["failed", "all"] = "failed"
+
+
+# --- records
+
+
+class RecordFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which records. Times are Unix seconds, of the execution: `since` belongs to them, `until` does not."""
+
+    batch_id: str | None = None
+    task: str | None = None
+    statuses: list[ItemStatus] = []
+    since: float | None = None
+    until: float | None = None
+
+
+class ListRecords(Request, frozen=True, tag="records.list"):
+    """At most `limit` records, those of the newest batch first, and in a batch in `order`. `cursor` is that of the page
+    before. In order `submission` a batch that still runs shows what has no gap before it. `index` means one item of the
+    batch that is named."""
+
+    filter: RecordFilter = RecordFilter()
+    limit: Annotated[int, msgspec.Meta(ge=1, le=RECORDS_LISTED_MAX)] = 100
+    index: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    order: Literal["submission", "completed"] = "completed"
+    cursor: str | None = None
+
+
+class GetRecordStats(Request, frozen=True, tag="records.stats"):
+    """Sums over batches; with times, over those that ended at or behind `since` and were submitted before `until`.
+    With statuses, over those that have such records."""
+
+    filter: RecordFilter = RecordFilter()
+
+
 # --- the daemon itself
 
 
@@ -279,6 +335,9 @@ AnyRequest = (
     | Results
     | WaitBatch
     | CancelBatch
+    | RetryBatch
+    | ListRecords
+    | GetRecordStats
     | ListPools
     | WarmPool
     | DrainPool
@@ -380,6 +439,53 @@ class PoolDrained(Reply, frozen=True):
 
     closed: int
     pools: list[PoolStatistics]
+
+
+class RecordPage(Reply, frozen=True):
+    """Records as blocks, each with the place of its batch in `batches`. `cursor` goes on behind them, None if there is
+    nothing more."""
+
+    batches: list[BatchSummary]
+    blocks: list[tuple[int, ResultBlock]]
+    cursor: str | None
+    durable: bool
+
+
+class EncodedRecordPage(Reply, frozen=True):
+    batches: list[BatchSummary]
+    blocks: list[tuple[int, EncodedResultBlock]]
+    cursor: str | None
+    durable: bool
+
+
+class TaskRecords(Reply, frozen=True):
+    """Sums over the batches of one task of one user. `ran` counts the items that were executed."""
+
+    uid: int
+    task: str
+    batches: int
+    items: int
+    by_status: dict[str, int]
+    success_count: int
+    failure_count: int
+    sampled_count: int
+    ran: int
+    latency_avg_ms: float
+
+
+class RecordStats(Reply, frozen=True):
+    """Sums over batches; `items` counts those that were accepted, `by_status` the records. `tasks` are those with the
+    most items."""
+
+    batches: int
+    items: int
+    by_status: dict[str, int]
+    success_count: int
+    failure_count: int
+    sampled_count: int
+    ran: int
+    latency_ms: LatencySummary
+    tasks: list[TaskRecords]
 
 
 class LogInfo(Reply, frozen=True):

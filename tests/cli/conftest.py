@@ -12,7 +12,7 @@ import pytest
 
 from loopaid.cli.main import invoke
 from loopaid.cli.settings import Settings
-from loopaid.client.results import Result, results_in
+from loopaid.client.results import Records, Result, results_in
 from loopaid.model import (
     STATUSES,
     BatchOptions,
@@ -35,9 +35,11 @@ from loopaid.wire.messages import (
     LogInfo,
     LogPruned,
     PoolDrained,
+    RecordStats,
     ResultBlock,
     StreamStart,
     TaskInfo,
+    TaskRecords,
 )
 from loopaid.wire.rows import Block, Extra, Row
 
@@ -227,13 +229,54 @@ class FakeClient:
         self._called("show_batch", batch_id)
         return make_summary(self.outcomes, self.state)
 
-    def list_batches(self, *, limit: int = 50, state: BatchState | None = None) -> list[BatchSummary]:
-        self._called("list_batches", limit, state)
+    def list_batches(
+        self, limit: int = 50, state: BatchState | None = None, *, task: str | None = None, before: str | None = None
+    ) -> list[BatchSummary]:
+        self._called("list_batches", limit, state, task, before)
         return [make_summary(self.outcomes, self.state)]
 
     def wait_batch(self, batch_id: str) -> BatchSummary:
         self._called("wait_batch", batch_id)
         return make_summary(self.outcomes, self.state)
+
+    def retry_batch(self, batch_id: str, only: str) -> BatchAccepted:
+        self._called("retry_batch", batch_id, only)
+        return BatchAccepted(batch_id="b18", total=2, state=BatchState.QUEUED, durability="durable")
+
+    def list_records(self, **which: Any) -> Records:
+        self._called("list_records", which)
+        results = make_results(self.outcomes)
+        return Records(results[:1], "b17:1") if which.get("cursor") is None else Records(results[1:], None)
+
+    def show_record(self, batch_id: str, index: int) -> Result:
+        self._called("show_record", batch_id, index)
+        return make_results(self.outcomes)[index]
+
+    def record_stats(self, **which: Any) -> RecordStats:
+        self._called("record_stats", which)
+        task = TaskRecords(
+            uid=1000,
+            task="t",
+            batches=1,
+            items=2,
+            by_status={"ok": 2},
+            success_count=2,
+            failure_count=0,
+            sampled_count=0,
+            ran=2,
+            latency_avg_ms=1.5,
+        )
+        return RecordStats(
+            batches=1,
+            items=2,
+            by_status={"ok": 2},
+            success_count=2,
+            failure_count=0,
+            sampled_count=0,
+            ran=2,
+            latency_ms=LatencySummary(avg=1.5),
+            tasks=[task],
+        )
 
     def cancel_batch(self, batch_id: str, reason: str = "") -> CancelRequested:
         self._called("cancel_batch", batch_id, reason)

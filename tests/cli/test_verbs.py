@@ -204,7 +204,7 @@ def test_options_out_of_range_are_refused_before_anything_is_sent(
 
 def test_batch_list_passes_its_filters_on(loopai: Run, client: Any) -> None:
     loopai("batch", "list", "--state", "running", "--limit", "5")
-    assert ("list_batches", 5, BatchState.RUNNING) in client.calls
+    assert ("list_batches", 5, BatchState.RUNNING, None, None) in client.calls
 
 
 def test_drain_waits_unless_told(loopai: Run, client: Any) -> None:

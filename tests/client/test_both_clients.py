@@ -19,8 +19,19 @@ import trio
 
 from loopaid.client import BlockingClient, Client, open_client
 from loopaid.client.places import unreachable
+from loopaid.client.results import Records
 from loopaid.errors import DaemonUnreachable, ErrorCode, ErrorInfo, LoopaidError
-from loopaid.model import BatchOptions, BatchState, BatchSummary, Language, PoolStatistics, RequestedOptions, Shape
+from loopaid.model import (
+    BatchOptions,
+    BatchState,
+    BatchSummary,
+    ItemStatus,
+    Language,
+    LatencySummary,
+    PoolStatistics,
+    RequestedOptions,
+    Shape,
+)
 from loopaid.wire.frames import FrameKind, encode_frame
 from loopaid.wire.messages import (
     ActivateArtifact,
@@ -36,11 +47,13 @@ from loopaid.wire.messages import (
     EncodedExecResult,
     Exec,
     GetLogInfo,
+    GetRecordStats,
     Hello,
     ItemsChunk,
     ListArtifacts,
     ListBatches,
     ListPools,
+    ListRecords,
     ListTasks,
     LogInfo,
     LogPruned,
@@ -49,6 +62,10 @@ from loopaid.wire.messages import (
     PruneLog,
     PushArtifact,
     PutTask,
+    RecordFilter,
+    RecordPage,
+    RecordStats,
+    RetryBatch,
     ShowArtifact,
     ShowBatch,
     ShowTask,
@@ -88,6 +105,18 @@ PLAN = BatchPlan(
 )
 POOL = PoolStatistics(language="python", size_max=20, total=1, spares=1)
 DRAINED = PoolDrained(closed=1, pools=[POOL])
+NO_RECORDS = RecordPage(batches=[], blocks=[], cursor="b0:7", durable=True)
+SUMS = RecordStats(
+    batches=0,
+    items=0,
+    by_status={},
+    success_count=0,
+    failure_count=0,
+    sampled_count=0,
+    ran=0,
+    latency_ms=LatencySummary(),
+    tasks=[],
+)
 PRUNED = LogPruned(segments=2, bytes=99, batches=3, blocked_by="b1")
 LOG = LogInfo(
     directory="/x",
@@ -174,6 +203,31 @@ VERBS = [
         BatchList(batches=[]),
         [],
     ),
+    (
+        "list_batches",
+        [],
+        {"task": "t", "before": "b9"},
+        ListBatches(task="t", before="b9"),
+        BatchList(batches=[]),
+        [],
+    ),
+    ("retry_batch", ["b1"], {}, RetryBatch(batch_id="b1"), ACCEPTED, ACCEPTED),
+    ("retry_batch", ["b1", "all"], {}, RetryBatch(batch_id="b1", only="all"), ACCEPTED, ACCEPTED),
+    ("list_records", [], {}, ListRecords(), NO_RECORDS, Records([], "b0:7")),
+    (
+        "list_records",
+        [],
+        {"limit": 5, "cursor": "b1:3", "as_completed": False, "task": "t", "statuses": ["timeout"], "since": 1.5},
+        ListRecords(
+            filter=RecordFilter(task="t", statuses=[ItemStatus.TIMEOUT], since=1.5),
+            limit=5,
+            order="submission",
+            cursor="b1:3",
+        ),
+        NO_RECORDS,
+        Records([], "b0:7"),
+    ),
+    ("record_stats", [], {"until": 2}, GetRecordStats(filter=RecordFilter(until=2.0)), SUMS, SUMS),
     ("cancel_batch", ["b1", "enough"], {}, CancelBatch(batch_id="b1", reason="enough"), CANCELLED, CANCELLED),
     ("list_pools", [], {}, ListPools(), PoolList(pools=[POOL]), [POOL]),
     ("warm_pool", ["python", 3], {}, WarmPool(language=Language.PYTHON, count=3), POOL, POOL),
@@ -245,6 +299,9 @@ async def test_a_refusal_is_raised_as_it_was_told(serve: Any, ask: Ask) -> None:
         ("warm_pool", ["cobol"], {}, "UNSUPPORTED_LANGUAGE", "language"),
         ("drain_pool", ["cobol"], {}, "UNSUPPORTED_LANGUAGE", "language"),
         ("list_batches", [], {"state": "lost"}, "INVALID_REQUEST", "state"),
+        ("list_records", [], {"statuses": ["late"]}, "INVALID_REQUEST", "statuses"),
+        ("record_stats", [], {"since": "noon"}, "INVALID_REQUEST", "since"),
+        ("retry_batch", ["b1", "some"], {}, "INVALID_REQUEST", "only"),
         ("submit_batch", ["t", [1]], {"max_concurrency": 0}, "INVALID_CONCURRENCY", "options.max_concurrency"),
         ("exec", ["t", float("nan")], {}, "INVALID_REQUEST", "input"),
         ("check_batch", ["t", ["", "x" * 100]], {}, "LIMIT_EXCEEDED", "items[1].input"),

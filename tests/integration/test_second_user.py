@@ -58,6 +58,7 @@ REFERRING: dict[type[m.Request], Callable[[Names], m.Request]] = {
     m.ShowBatch: lambda names: m.ShowBatch(batch_id=names.batch),
     m.Results: lambda names: m.Results(batch_id=names.batch, follow=False),
     m.WaitBatch: lambda names: m.WaitBatch(batch_id=names.batch),
+    m.RetryBatch: lambda names: m.RetryBatch(batch_id=names.batch, only="all"),
     m.CancelBatch: lambda names: m.CancelBatch(batch_id=names.batch, reason="mischief"),
 }
 """Requests that name something of somebody. A new kind of request belongs here, or into one of the three below."""
@@ -65,12 +66,21 @@ LISTING = (m.ListTasks(), m.ListBatches())
 """Those that answer with what is the asker's."""
 COMMON = (m.GetStatus, m.GetLogInfo, m.GetMetrics, m.ListPools)
 """Those about the daemon, for everybody who can connect: sums, and no names."""
+
+
+OVER_BATCHES: dict[type[m.Request], Callable[[Names], m.Request]] = {
+    m.ListRecords: lambda names: m.ListRecords(filter=m.RecordFilter(batch_id=names.batch)),
+    m.GetRecordStats: lambda names: m.GetRecordStats(filter=m.RecordFilter(batch_id=names.batch)),
+}
+"""Those that list or sum what is the asker's, and may name a batch."""
 FOR_ADMINS = (m.PruneLog(), m.DrainDaemon(), m.WarmPool(language=Language.PYTHON), m.DrainPool())
 """Those that change what is everybody's."""
 
 
 def test_every_kind_of_request_is_tried() -> None:
-    assert {*REFERRING, *map(type, LISTING), *COMMON, *map(type, FOR_ADMINS)} == set(get_args(m.AnyRequest))
+    assert {*REFERRING, *map(type, LISTING), *COMMON, *map(type, FOR_ADMINS), *OVER_BATCHES} == set(
+        get_args(m.AnyRequest)
+    )
 
 
 @pytest.mark.parametrize("request_", FOR_ADMINS, ids=lambda request: type(request).__name__)
@@ -152,6 +162,16 @@ async def test_lists_have_nothing_of_others(request_: m.Request, as_user: AsUser
     async with as_user(STRANGER) as other:
         (listed,) = msgspec.structs.astuple(await other.ask(request_))
         assert listed == []
+
+
+@pytest.mark.parametrize("kind", OVER_BATCHES)
+async def test_records_of_others_are_neither_listed_nor_counted(
+    kind: type[m.Request], as_user: AsUser, first: Names
+) -> None:
+    assert await answered(as_user, kind()) == await answered(as_user, kind(), OTHER_STRANGER)
+    outcome, body = await answered(as_user, OVER_BATCHES[kind](first))
+    assert outcome is FrameKind.ERROR
+    assert msgspec.msgpack.decode(body)["code"] == ErrorCode.BATCH_NOT_FOUND
 
 
 @pytest.mark.parametrize("kind", COMMON)

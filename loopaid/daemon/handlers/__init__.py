@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from loopaid.daemon.handlers import batches, catalog, drain, pools, results, status
+from loopaid.daemon.handlers import batches, catalog, drain, pools, record_stats, records, results, status
 from loopaid.wire import messages as m
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ def dispatch(daemon: Daemon, listener: Listener, call: Call, request: m.AnyReque
             return pools.warm_pool(daemon, call, request)
         case m.DrainPool():
             return pools.drain_pool(daemon, call, request)
+        case m.RetryBatch():
+            return batches.retry_batch(daemon, call, request)
+        case m.ListRecords():
+            return records.list_records(daemon, call, request)
+        case m.GetRecordStats():
+            return record_stats.count_records(daemon, call, request)
         case m.GetStatus():
             return status.get_status(daemon, listener, call)
         case m.GetMetrics():

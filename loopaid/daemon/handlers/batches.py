@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 from loopaid.actors.batch import Batch
+from loopaid.actors.retry import retry
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
 from loopaid.daemon.handlers.catalog import check_language, owner_of
@@ -162,6 +163,11 @@ async def _leased(daemon: Daemon, batch: Batch) -> None:
         raise LoopaidError(
             ErrorCode.POOL_EXHAUSTED, f"no session was free within {wait_s:g} s", retry_after_ms=int(wait_s * 1000)
         )
+
+
+async def retry_batch(daemon: Daemon, call: Call, request: m.RetryBatch) -> m.BatchAccepted:
+    old = daemon.batches.find(call.peer.scope, request.batch_id)
+    return _accepted(await retry(daemon.intake, daemon.recorder, old, failed_only=request.only == "failed"))
 
 
 async def list_batches(daemon: Daemon, call: Call, request: m.ListBatches) -> m.BatchList:
