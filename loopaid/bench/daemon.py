@@ -37,6 +37,11 @@ class DaemonProcess(msgspec.Struct, frozen=True):
     def _memory(self, field: str) -> int:
         return _fields(Path(f"/proc/{self.pid}/status"))[field] * 1024
 
+    def cpu_s(self) -> float:
+        """Of the daemon alone, without its sessions."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def context_switches(self) -> dict[int, int]:
         """By thread, voluntary and involuntary: every time a thread wakes up it has one sooner or later."""
         counts = {}

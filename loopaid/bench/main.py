@@ -9,10 +9,12 @@ from typing import Final
 import trio
 
 from loopaid.bench.environment import describe, working_directory
+from loopaid.bench.history import history
 from loopaid.bench.idle import idle
 from loopaid.bench.interactive import interactive
 from loopaid.bench.million import million
 from loopaid.bench.report import Report, Result, as_json, as_table
+from loopaid.bench.retention import retention
 from loopaid.bench.setting import Setting
 from loopaid.bench.slow_client import slow_client
 from loopaid.bench.startup import startup
@@ -26,7 +28,9 @@ SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
     "interactive": (interactive,),
     "slow-client": (slow_client,),
     "startup": (startup,),
-    "all": (throughput, idle, million, interactive, slow_client, startup),
+    "history": (history,),
+    "retention": (retention,),
+    "all": (throughput, idle, million, interactive, slow_client, startup, history, retention),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from loopaid.bench import idle, interactive, million, slow_client, startup
+from loopaid.bench import history, idle, interactive, million, retention, slow_client, startup
 from loopaid.bench.main import SCENARIOS, run
 from loopaid.bench.setting import Setting
 from loopaid.cli import daemon_verbs
@@ -112,6 +112,28 @@ def test_a_client_that_is_stopped_gets_every_result_in_the_end(
     results = bench(capsys, tmp_path, "slow-client")
     assert results["results it received in the end"]["median"] == 2000
     assert not results["times the stopped client was cut off"]["bounds"]["value"]["holds"]  # far too early for that
+
+
+def test_questions_to_what_is_past_are_measured_with_the_memory_they_take(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "INDEXED_S", 0.1)
+    monkeypatch.setattr(history, "TIMEOUTS", 3)
+    results = bench(capsys, tmp_path, "history")
+    assert results["batches"]["median"] == 120 + 20 + 3
+    assert results["records"]["median"] == 120 + 20 * 100 + 3
+    for name in ("batch list", "records list --status timeout", "records stats"):
+        assert results[name]["bounds"]["value"]["at_most"] == 200
+
+
+def test_a_small_log_lets_many_items_through(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCHES", 200)
+    monkeypatch.setattr(retention, "BYTES_MIN", 1 << 20)
+    results = bench(capsys, tmp_path, "retention")
+    assert results["the first batch is RECORD_EXPIRED"]["median"] == 1
+    assert results["batches that went"]["median"] >= 1
 
 
 def test_the_start_of_the_tool_is_measured_beside_that_of_python(
