@@ -25,6 +25,8 @@ from loopaid.model import STATUSES
 
 INDEX_NAME: Final = "index.sqlite"
 _FORMAT: Final = 1
+_LOCKED_S: Final = 1.0
+"""In WAL mode nobody waits for anybody, but for a moment when another process, such as a backup, looks at the file."""
 _SIDE_FILES: Final = ("", "-wal", "-shm")
 
 
@@ -328,9 +330,11 @@ def _connect(path: str | None) -> Index:
 
 
 def _connection(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode not in ("wal", "memory"):  # a lookup would have to wait for a write
+            raise sqlite3.OperationalError("the file system does not let SQLite keep a write-ahead log")
         connection.execute("PRAGMA synchronous = NORMAL")  # in WAL mode: no commit is torn, the last may be lost
     except BaseException:
         connection.close()

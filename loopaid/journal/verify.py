@@ -10,7 +10,7 @@ import msgspec
 from loopaid.errors import JournalCorrupt, JournalError
 from loopaid.journal.disk import REAL_DISK, Disk
 from loopaid.journal.recovery import TORN_SUFFIX, Walk, read_chain, require_torn, walk_segment
-from loopaid.journal.segment import SegmentHeader, opened, segment_name
+from loopaid.journal.segment import SegmentHeader, opened, segment_name, segment_number
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -56,6 +56,8 @@ def verify(directory: Path | str, *, disk: Disk = REAL_DISK) -> VerifyReport:
         except JournalCorrupt as error:
             damage = Damage(error.path, error.offset, error.reason)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and _was_removed(disk, path, error.filename):
+            return verify(path, disk=disk)
         raise JournalError(f"cannot read the journal in {path}: {error}") from error
     first_seq = headers[0].first_seq if headers else 1
     return VerifyReport(
@@ -70,6 +72,16 @@ def verify(directory: Path | str, *, disk: Disk = REAL_DISK) -> VerifyReport:
         torn_files=torn_files,
         damage=damage,
     )
+
+
+def _was_removed(disk: Disk, directory: str, missing: str | None) -> bool:
+    """Whether it is a segment that the daemon did without in this moment, because it is among the oldest."""
+    number = segment_number(os.path.basename(missing or ""))
+    try:
+        numbers = [each for name in disk.listdir(directory) if (each := segment_number(name)) is not None]
+    except OSError:
+        return False
+    return number is not None and number < min(numbers, default=0)
 
 
 def _verify_segment(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +121,32 @@ def test_a_removal_that_fails_anywhere_goes_on_later_and_leaves_no_hole() -> Non
             disk.fault = None
             assert at > 12  # four files, each found, unlinked and synced: the fault's turn did not come
         assert [segment.number for segment in open_durable(disk).segments()] == [5, 6]
+
+
+def test_verifying_goes_on_with_what_is_left_when_the_oldest_go_meanwhile() -> None:
+    class Pruned(SimDisk):
+        opens = 0
+
+        def open(self, path: str, *, append: bool = False) -> int:
+            self.opens += 1
+            if self.opens == when:
+                for number in (1, 2, 3):
+                    self.unlink(f"/log/0000000{number}.log")
+            return super().open(path, append=append)
+
+    for when in range(1, 14):  # six headers, six segments, and once never
+        source = SimDisk()
+        filled(source)[0].close()
+        disk = Pruned()
+        disk.mkdir(DIRECTORY)
+        for path, data in source.files().items():
+            disk.put(path, data)
+        report = verify(DIRECTORY, disk=disk)
+        assert report.damage is None
+        assert report.next_seq == 13
+        assert report.frames == (6 if when <= 9 else 12)
+
+
+def test_a_directory_that_is_missing_is_still_an_error(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="cannot read the journal"):
+        verify(tmp_path / "nothing")
