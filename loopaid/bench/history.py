@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import trio
 
-from loopaid.bench.daemon import DaemonProcess
 from loopaid.bench.million import POOL
 from loopaid.bench.report import Result, result
 from loopaid.bench.setting import Setting
@@ -26,15 +25,19 @@ MORE_RSS_MB_MAX: Final = 50
 EXECS_RSS_MB_MAX: Final = 5
 INDEXED_S: Final = 3.0
 """Finished batches are indexed a second later."""
+LIMITS: Final = {"POOL__EXECUTIONS_MAX": "1000000000", "BATCH__QUEUED_MAX": "1000"}
 SLEEPY: Final = "import time\n\ndef main(input_data):\n    time.sleep(9)\n"
 
 
 async def history(setting: Setting) -> list[Result]:
+    return [*await questions(setting), *await memory(setting)]
+
+
+async def questions(setting: Setting) -> list[Result]:
+    """With the default of 100,000 items: to 1,000,000 records in 10,000 batches."""
     batches = max(TIMEOUTS, int(setting.items * BATCHES_PER_ITEM))
-    execs = max(10, int(setting.items * EXECS_PER_ITEM))
-    async with setting.client(**POOL, POOL__EXECUTIONS_MAX="1000000000", BATCH__QUEUED_MAX="1000") as (client, process):
+    async with setting.client(**POOL, **LIMITS) as (client, process):
         await install(client, function=FUNCTION, sleepy=SLEEPY)
-        few_mb, many_mb, cpu_us = await _execs(setting, client, process, execs)
         await _fill(process.socket, batches)
         for _ in range(TIMEOUTS):
             accepted = await client.submit_batch("sleepy", [{"value": 0}], timeout_ms=1)
@@ -43,35 +46,41 @@ async def history(setting: Setting) -> list[Result]:
         log = await client.log_info()
         setting.note(f"{log.records} records in {log.batches} batches are there")
         before_mb = process.peak_rss_bytes() / 1e6
-        answers = await _questions(setting, client)
+        answers = await _ask(setting, client)
         more_mb = process.peak_rss_bytes() / 1e6 - before_mb
     return [
         *answers,
         result("daemon's memory, more by these questions", "MB", [more_mb], at_most={"value": MORE_RSS_MB_MAX}),
-        result(f"daemon's memory after {execs // 10} execs", "MB", [few_mb]),
+        result("batches", "", [float(log.batches)]),
+        result("records", "", [float(log.records)]),
+    ]
+
+
+async def memory(setting: Setting) -> list[Result]:
+    """After many batches of one, and after a tenth of them; and what each of the others cost in CPU time."""
+    number = max(10, int(setting.items * EXECS_PER_ITEM))
+    few = number // 10
+    async with setting.client(**POOL, **LIMITS) as (client, process):
+        await install(client, function=FUNCTION)
+        await _at_once(process.socket, few, lambda one, n: one.exec("function", {"value": n}))
+        await trio.sleep(INDEXED_S)
+        few_mb, began_s = process.rss_bytes() / 1e6, process.cpu_s()
+        await _at_once(process.socket, number - few, lambda one, n: one.exec("function", {"value": n}))
+        cpu_us = (process.cpu_s() - began_s) / (number - few) * 1e6
+        await trio.sleep(INDEXED_S)
+        many_mb = process.rss_bytes() / 1e6
+        setting.note(f"{number} execs done")
+    return [
+        result(f"daemon's memory after {few} execs", "MB", [few_mb]),
         result(
-            f"daemon's memory after {execs} execs",
+            f"daemon's memory after {number} execs",
             "MB",
             [many_mb],
             at_most={"value": few_mb + EXECS_RSS_MB_MAX},
             note="it must not grow with what is past",
         ),
         result("daemon's CPU per exec", "us", [cpu_us]),
-        result("batches", "", [float(log.batches)]),
-        result("records", "", [float(log.records)]),
     ]
-
-
-async def _execs(setting: Setting, client: Client, process: DaemonProcess, number: int) -> tuple[float, float, float]:
-    """Memory after a tenth and after all of them, and what each of the others cost in CPU time."""
-    await _at_once(process.socket, number // 10, lambda one, n: one.exec("function", {"value": n}))
-    await trio.sleep(INDEXED_S)
-    few_mb, began_s = process.rss_bytes() / 1e6, process.cpu_s()
-    await _at_once(process.socket, number - number // 10, lambda one, n: one.exec("function", {"value": n}))
-    cpu_us = (process.cpu_s() - began_s) / (number - number // 10) * 1e6
-    await trio.sleep(INDEXED_S)
-    setting.note(f"{number} execs done")
-    return few_mb, process.rss_bytes() / 1e6, cpu_us
 
 
 async def _fill(socket: str, batches: int) -> None:
@@ -100,8 +109,8 @@ async def _at_once(socket: str, number: int, do: Callable[[Client, int], Awaitab
             nursery.start_soon(work)
 
 
-async def _questions(setting: Setting, client: Client) -> list[Result]:
-    questions: dict[str, Callable[[], Awaitable[Any]]] = {
+async def _ask(setting: Setting, client: Client) -> list[Result]:
+    asked: dict[str, Callable[[], Awaitable[Any]]] = {
         "batch list": client.list_batches,
         "batch list --task sleepy": lambda: client.list_batches(task="sleepy"),
         "records list --status timeout": lambda: client.list_records(statuses=["timeout"]),
@@ -109,7 +118,7 @@ async def _questions(setting: Setting, client: Client) -> list[Result]:
         "records stats": client.record_stats,
     }
     results = []
-    for name, ask in questions.items():
+    for name, ask in asked.items():
         times = []
         for _ in range(setting.repeats):
             began = perf_counter()
