@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -96,7 +97,8 @@ async def test_a_record_on_a_page_is_the_result_that_the_stream_has(client: Clie
             shown = [msgspec.json.decode(result.to_json()) for result in page.results]
             expected = [each for each in streamed if not statuses or each["status"] in statuses]
             for one, other in zip(shown, expected, strict=True):
-                assert one["executed_at"][:-5] == other["executed_at"][:-5]  # sums of floats, in another order
+                apart = datetime.fromisoformat(one["executed_at"]) - datetime.fromisoformat(other["executed_at"])
+                assert abs(apart.total_seconds()) <= 2e-6  # sums of floats, in another order
                 assert one | {"executed_at": 0} == other | {"executed_at": 0}
     shown = await client.show_record(three[1], 4)
     assert (shown.id, shown.output, shown.sampled_for_validation) == ("i4", 4, True)
@@ -178,11 +180,11 @@ async def test_failed_items_run_once_more_with_their_ids(client: Client, push: P
 
 async def test_many_failed_items_are_copied_in_chunks(client: Client, push: Push) -> None:
     await push("def main(n):\n    if n % 2:\n        raise ValueError(n)\n    return n\n")
-    old = await submitted(client, range(20_000), max_concurrency=2)
+    old = await submitted(client, range(8_400), max_concurrency=2)
     new = await client.wait_batch((await client.retry_batch(old)).batch_id)
-    assert (new.total, new.by_status) == (10_000, {"program_error": 10_000})
+    assert (new.total, new.by_status) == (4_200, {"program_error": 4_200})
     async with client.results(new.batch_id) as stream:
-        assert [result.id async for result in stream] == [str(n) for n in range(1, 20_000, 2)]
+        assert [result.id async for result in stream] == [str(n) for n in range(1, 8_400, 2)]
 
 
 async def test_skipped_items_are_retried_too(client: Client, push: Push) -> None:
