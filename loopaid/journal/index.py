@@ -16,6 +16,7 @@ import contextlib
 import os
 import sqlite3
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -168,7 +169,7 @@ _decode_entry: Final = msgspec.json.Decoder(Entry).decode
 _decode_entries: Final = msgspec.json.Decoder(list[Entry]).decode
 _decode_tasks: Final = msgspec.json.Decoder(list[TaskTotals]).decode
 _decode_counts: Final = msgspec.json.Decoder(dict[str, int]).decode
-_decode_buckets: Final = msgspec.json.Decoder(dict[int, int]).decode
+_decode_histograms: Final = msgspec.json.Decoder(list[tuple[int, dict[int, int]]]).decode
 
 
 class StaleIndex(Exception):
@@ -250,14 +251,17 @@ class Index:
         return _decode_tasks(self._work.execute(sql, values).fetchone()[0])
 
     def latencies(self, selection: Selection) -> dict[int, int]:
-        """The histogram of all items that ran."""
+        """The histogram of all items that ran. Batches of one have few different ones."""
         where, values = selection.where()
         sql = (
-            "SELECT json_group_object(bucket, number) FROM (SELECT each.key AS bucket, sum(each.value) AS number "
-            f"FROM (SELECT latencies FROM batches WHERE {where}) AS chosen, json_each(chosen.latencies) AS each "
-            "GROUP BY each.key)"
+            "SELECT json_group_array(json_array(number, json(latencies))) FROM (SELECT latencies, count(*) AS number "
+            f"FROM batches WHERE {where} GROUP BY latencies)"
         )
-        return _decode_buckets(self._work.execute(sql, values).fetchone()[0])
+        merged: Counter[int] = Counter()
+        for number, buckets in _decode_histograms(self._work.execute(sql, values).fetchone()[0]):
+            for bucket, count in buckets.items():
+                merged[bucket] += number * count
+        return dict(merged)
 
     def totals(self) -> Totals:
         states = "SELECT json_group_object(state, n) FROM (SELECT state, count(*) AS n FROM batches GROUP BY state)"
