@@ -19,7 +19,7 @@ import tomli
 from msgspec import Meta, inspect
 
 from loopaid.errors import ConfigError
-from loopaid.model import MAX_CONCURRENCY, TIMEOUT_MS_MAX, Isolation
+from loopaid.model import MAX_CONCURRENCY, TIMEOUT_MS_MAX, Isolation, Language
 
 SYSTEM_FILE: Final = Path("/etc/loopaid/loopaid.toml")
 SYSTEM_STATE_DIR: Final = Path("/var/lib/loopaid")
@@ -103,6 +103,10 @@ class PoolSection(Section, frozen=True):
     slice_ms: Annotated[int, Meta(ge=1, le=60_000)] = 100
     lease_wait_ms: Annotated[int, Meta(ge=0, le=TIMEOUT_MS_MAX)] = 30_000
     python: LanguageSection = LanguageSection(warm_min=1)
+
+    def languages(self) -> dict[Language, LanguageSection]:
+        sections = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {Language(name): each for name, each in sections.items() if isinstance(each, LanguageSection)}
 
 
 class SandboxSection(Section, frozen=True):
@@ -321,12 +325,13 @@ def _expected(type_: Any) -> str:
 
 def _check_warm_sessions_fit(config: Config, origins: Mapping[str, str]) -> None:
     pool = config.pool
-    room = min(pool.sessions_max, pool.python.size_max)
-    if pool.python.warm_min > room:
-        raise ConfigError(
-            f"{origins['pool.python.warm_min']}: pool.python.warm_min must not exceed pool.python.size_max "
-            f"({pool.python.size_max}) and pool.sessions_max ({pool.sessions_max}), not {pool.python.warm_min}"
-        )
+    for language, section in pool.languages().items():
+        if section.warm_min > min(pool.sessions_max, section.size_max):
+            key = f"pool.{language}"
+            raise ConfigError(
+                f"{origins[f'{key}.warm_min']}: {key}.warm_min must not exceed {key}.size_max "
+                f"({section.size_max}) and pool.sessions_max ({pool.sessions_max}), not {section.warm_min}"
+            )
 
 
 # The table of keys, derived from the classes above ---------------------------------------------------------------

@@ -260,9 +260,7 @@ class Intake:
                 f"there is no provider {options.provider!r}; use local",
                 path="options.provider",
             )
-        if language is not Language.PYTHON:
-            raise LoopaidError(ErrorCode.UNSUPPORTED_LANGUAGE, f"this version runs python, not {language}")
-        problem = self._provider.problem(language)
+        problem = self._provider.problem(language, options.isolation)
         if problem is not None:
             raise LoopaidError.from_info(problem)
         self._around.recorder.check_accepting()

@@ -38,7 +38,6 @@ from loopaid.daemon.lock import owned
 from loopaid.journal.disk import REAL_DISK, Disk
 from loopaid.journal.index import INDEX_NAME
 from loopaid.journal.store import Store, open_store
-from loopaid.model import Language
 from loopaid.providers.base import Provider
 from loopaid.providers.local.orphans import session_tag
 from loopaid.providers.local.provider import open_local_provider
@@ -121,7 +120,7 @@ async def open_actors(
     async with (
         open_recorder(catalog_store, durable=durable, run_blocking=run_blocking) as catalog_recorder,
         open_recorder(store, durable=durable, run_blocking=run_blocking) as recorder,
-        open_pools(scheduler, {Language.PYTHON: provider}) as pools,
+        open_pools(scheduler, dict.fromkeys(config.pool.languages(), provider)) as pools,
     ):
         catalog = Catalog(catalog_recorder, wall_time, source_bytes_max=config.limits.source_bytes_max)
         catalog.replay(catalog_store)
@@ -163,7 +162,7 @@ def retention_limits(config: Config) -> Limits:
 def scheduler_limits(config: Config) -> SchedulerLimits:
     pool = config.pool
     return SchedulerLimits(
-        pools=(PoolLimits(Language.PYTHON, pool.python.size_max, pool.python.warm_min),),
+        pools=tuple(PoolLimits(name, each.size_max, each.warm_min) for name, each in pool.languages().items()),
         sessions_max=pool.sessions_max,
         idle_timeout_s=pool.idle_timeout_s,
         lifetime_max_s=pool.lifetime_max_s,

@@ -172,8 +172,10 @@ class Provider(Protocol):
     def use_limits(self, limits: LimitsSection) -> None:
         """Start sessions with these limits from now on."""
 
-    def problem(self, language: Language) -> ErrorInfo | None:
-        """Why this language cannot run here, with the fix and the code that clients are told; None when it can."""
+    def problem(self, language: Language, isolation: Isolation = Isolation.SESSION) -> ErrorInfo | None:
+        """Why this language cannot run here, with the fix and the code that clients are told; None when it can.
+
+        UNSUPPORTED_LANGUAGE means that it is not there at all."""
 
     def versions(self) -> dict[str, str]:
         """The languages that can run here, with the version of their interpreter."""

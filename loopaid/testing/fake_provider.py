@@ -20,7 +20,7 @@ import trio
 
 from loopaid.config import LimitsSection
 from loopaid.errors import ErrorCode, ErrorInfo
-from loopaid.model import ItemStatus, Language, ProgramError
+from loopaid.model import Isolation, ItemStatus, Language, ProgramError
 from loopaid.providers.base import (
     Deliver,
     EndedBy,
@@ -96,7 +96,7 @@ class FakeProvider:
     def use_limits(self, limits: LimitsSection) -> None:
         """The items say themselves what becomes of them."""
 
-    def problem(self, language: Language) -> ErrorInfo | None:
+    def problem(self, language: Language, isolation: Isolation = Isolation.SESSION) -> ErrorInfo | None:
         if language is Language.PYTHON:
             return None
         return ErrorInfo(code=ErrorCode.UNSUPPORTED_LANGUAGE, message=f"there is no {language} here")

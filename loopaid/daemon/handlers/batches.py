@@ -100,7 +100,7 @@ def check_batch(daemon: Daemon, call: Call, request: m.CheckBatch) -> m.BatchPla
     if request.source is None:
         artifact, is_new = catalog.artifact(uid, task, request.version), False
     else:
-        check_language(request.language)
+        check_language(daemon, request.language)
         artifact, is_new = catalog.propose(uid, task, request.source, request.language, None, if_changed=True)
     rate = request.sampling_rate if request.sampling_rate is not None else catalog.sampling_rate(uid, task)
     return m.BatchPlan(

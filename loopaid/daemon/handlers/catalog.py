@@ -43,14 +43,15 @@ def show_task(daemon: Daemon, call: Call, request: m.ShowTask) -> m.TaskInfo:
     return _task_info(daemon, daemon.catalog.task(*owner_of(call, request.name)))
 
 
-def check_language(language: Language) -> None:
-    if language is not Language.PYTHON:
-        raise LoopaidError(ErrorCode.UNSUPPORTED_LANGUAGE, f"this version runs python, not {language}", path="language")
+def check_language(daemon: Daemon, language: Language) -> None:
+    problem = daemon.provider.problem(language)
+    if problem is not None and problem.code == ErrorCode.UNSUPPORTED_LANGUAGE:
+        raise LoopaidError.from_info(problem)
 
 
 async def push_artifact(daemon: Daemon, call: Call, request: m.PushArtifact) -> m.ArtifactInfo:
     uid, name = owner_of(call, request.task)
-    check_language(request.language)
+    check_language(daemon, request.language)
     artifact, created = await daemon.catalog.push(
         uid,
         name,

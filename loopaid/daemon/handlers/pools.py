@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from loopaid.config import LanguageSection
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
 from loopaid.daemon.handlers.admins import check_admin
@@ -43,13 +44,26 @@ async def warm_pool(daemon: Daemon, call: Call, request: m.WarmPool) -> PoolStat
 
 def drain_pool(daemon: Daemon, call: Call, request: m.DrainPool) -> m.PoolDrained:
     check_admin(daemon, call)
-    languages = daemon.pools.languages if request.language is None else [_known(daemon, request.language)]
+    languages = languages_here(daemon) if request.language is None else [_known(daemon, request.language)]
     closed = sum(map(daemon.pools.clear, languages))
     return m.PoolDrained(closed=closed, pools=_statistics(daemon))
 
 
 def _statistics(daemon: Daemon) -> list[PoolStatistics]:
-    return [daemon.pools.statistics(language) for language in daemon.pools.languages]
+    return [daemon.pools.statistics(language) for language in languages_here(daemon)]
+
+
+def languages_here(daemon: Daemon) -> list[Language]:
+    """Python, and the others that are installed or were meant to be."""
+    configured = daemon.config.pool.languages()
+    return [
+        language
+        for language in daemon.pools.languages
+        if language is Language.PYTHON
+        or configured[language] != LanguageSection()
+        or (problem := daemon.provider.problem(language)) is None
+        or problem.code != ErrorCode.UNSUPPORTED_LANGUAGE
+    ]
 
 
 def _known(daemon: Daemon, language: Language) -> Language:

@@ -12,6 +12,7 @@ from loopaid.actors.retention import Limits
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
 from loopaid.daemon.handlers.admins import check_admin
+from loopaid.daemon.handlers.pools import languages_here
 from loopaid.daemon.metrics import metrics_of, render
 from loopaid.wire import messages as m
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def get_status(daemon: Daemon, listener: Listener, call: Call) -> m.DaemonStatus:
     provider, recorder = daemon.provider, daemon.recorder
     problems = list(provider.notes)
-    for language in daemon.pools.languages:
+    for language in languages_here(daemon):
         unavailable, trouble = provider.problem(language), daemon.pools.problem(language)
         problems += [unavailable.message] if unavailable else []
         problems += [trouble] if trouble else []
@@ -38,12 +39,12 @@ def get_status(daemon: Daemon, listener: Listener, call: Call) -> m.DaemonStatus
         durability=daemon.config.log.durability,
         sandbox=provider.sandbox,
         memory=provider.memory,
-        problems=problems,
+        problems=list(dict.fromkeys(problems)),  # a sandbox that fails, fails for all
         languages=provider.versions(),
         batches_by_state=_batches_by_state(daemon),
         connections=listener.connections,
         rss_bytes=_rss_bytes(),
-        pools=[daemon.pools.statistics(language) for language in daemon.pools.languages],
+        pools=[daemon.pools.statistics(language) for language in languages_here(daemon)],
         log=_log_info(daemon, call),
     )
 

@@ -15,13 +15,16 @@ from loopaid.providers.local.provider import LocalProvider, open_local_provider
 from loopaid.wire.rows import Row
 
 HELLO_TIMEOUT_S: Final = 10.0
-_HELLO: Final = "def main(name):\n    return 'hello ' + name\n"
+_HELLO: Final = {
+    Language.PYTHON: "def main(name):\n    return 'hello ' + name\n",
+}
 
 
 async def check_local_provider(config: Config) -> list[Check]:
     """Open the provider as the daemon does, beside one that may be running, and have a program say hello."""
     async with open_local_provider(config, f"loopaid-probe-{os.getpid()}") as provider:
-        return [_user_namespaces(), _sandbox(provider.parts), await _python(provider), _memory(provider)]
+        languages = [await _language(provider, language) for language in config.pool.languages()]
+        return [_user_namespaces(), _sandbox(provider.parts), *languages, _memory(provider)]
 
 
 def _user_namespaces() -> Check:
@@ -56,24 +59,25 @@ def _sandbox(parts: Parts) -> Check:
     return Check(name, CheckState.OK, f"{parts.spec.bwrap} confines programs")
 
 
-async def _python(provider: LocalProvider) -> Check:
-    name = str(Language.PYTHON)
-    python = provider.parts.python
-    if python is None:
-        problem = provider.parts.python_problem
-        detail, _, fix = problem.message.rpartition("; ") if problem else ("", "", "")
-        return Check(name, CheckState.FAIL, detail, fix)
+async def _language(provider: LocalProvider, language: Language) -> Check:
+    """Python is expected; another language may be absent."""
+    name, broken = str(language), f"set [pool.{language}] interpreter to one that works"
+    runtime = provider.parts.runtimes.get(language)
+    if runtime is None:
+        detail, _, fix = provider.parts.missing[language].message.rpartition("; ")
+        return Check(name, CheckState.FAIL if language is Language.PYTHON else CheckState.WARN, detail, fix)
     if not provider.parts.report.ok:
-        return Check(name, CheckState.FAIL, f"{python} cannot be confined", "see the check `sandbox`")
+        return Check(name, CheckState.FAIL, f"{runtime.toolchain} cannot be confined", "see the check `sandbox`")
     began = time.monotonic()
     try:
-        said = await _hello(provider)
+        said = await _hello(provider, language)
     except (StartFailed, LoadFailed, SessionEnded) as error:
-        return Check(name, CheckState.FAIL, f"{python}: {error}", "set [pool.python] interpreter to one that works")
+        return Check(name, CheckState.FAIL, f"{runtime.toolchain}: {error}", broken)
     if said != b'"hello world"':
-        detail = f"{python}: it answered {said.decode(errors='replace')} to hello"
-        return Check(name, CheckState.FAIL, detail, "set [pool.python] interpreter to one that works")
-    return Check(name, CheckState.OK, f"{python}, says hello after {(time.monotonic() - began) * 1000:.0f} ms")
+        detail = f"{runtime.toolchain}: it answered {said.decode(errors='replace')} to hello"
+        return Check(name, CheckState.FAIL, detail, broken)
+    took_ms = (time.monotonic() - began) * 1000
+    return Check(name, CheckState.OK, f"{runtime.toolchain}, says hello after {took_ms:.0f} ms")
 
 
 def _memory(provider: LocalProvider) -> Check:
@@ -85,11 +89,11 @@ def _memory(provider: LocalProvider) -> Check:
     return Check("memory", CheckState.WARN, detail, fix)
 
 
-async def _hello(provider: LocalProvider) -> bytes:
+async def _hello(provider: LocalProvider, language: Language) -> bytes:
     rows: list[Row] = []
-    session = await provider.start(Language.PYTHON, "hello")
+    session = await provider.start(language, "hello")
     try:
-        await session.load(Program(0, "", Language.PYTHON, Shape.FUNCTION, _HELLO), timeout_s=HELLO_TIMEOUT_S)
+        await session.load(Program(0, "", language, Shape.FUNCTION, _HELLO[language]), timeout_s=HELLO_TIMEOUT_S)
         window = Window("", 0, 1, 1, b'"world"', None, int(HELLO_TIMEOUT_S * 1000), stop_on_error=False)
         await session.run(window, lambda _position, _encoded, new: rows.extend(new))
     finally:

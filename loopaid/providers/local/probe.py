@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -22,7 +22,7 @@ from loopaid.providers.local.inspection import SECCOMP, Seen, expected_tree, fin
 from loopaid.providers.local.process import memory_file
 from loopaid.providers.local.sandbox import UNPRIVILEGED_ID, SandboxSpec, build_argv, spawn_options
 from loopaid.providers.local.seccomp import deny_program
-from loopaid.providers.local.toolchains import INSTALL_BWRAP, BwrapUnusable, PythonToolchain
+from loopaid.providers.local.toolchains import INSTALL_BWRAP, BwrapUnusable
 
 SECONDS_MAX: Final = 20.0  # it takes 0.1 s; a machine that is swapping at boot is not a broken sandbox
 
@@ -116,7 +116,12 @@ _DETAIL_CHARS_MAX: Final = 2000
 _APPARMOR_SWITCH: Final = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
 
 
-def run_probe(spec: SandboxSpec, toolchain: PythonToolchain) -> ProbeReport:
+class Interpreter(Protocol):
+    @property
+    def executable(self) -> str: ...
+
+
+def run_probe(spec: SandboxSpec, python: Interpreter) -> ProbeReport:
     """Run a program that looks around through `build_argv(spec, ...)`. Blocks, about 0.1 s. Raises nothing.
 
     For kind `none` there is nothing to find out, and the report is ok.
@@ -125,7 +130,7 @@ def run_probe(spec: SandboxSpec, toolchain: PythonToolchain) -> ProbeReport:
         return ProbeReport(ok=True, facts={"confined": False})
     try:
         with _planted_secret() as secret:
-            run = _run(spec, toolchain.executable, secret)
+            run = _run(spec, python.executable, secret)
     except LoopaidError as error:
         return _failed(ProbeReason.SECCOMP_FAILED, error.message)
     except subprocess.TimeoutExpired:
@@ -141,7 +146,7 @@ def run_probe(spec: SandboxSpec, toolchain: PythonToolchain) -> ProbeReport:
     try:
         seen = msgspec.json.decode(run.stdout, type=Seen)
     except msgspec.DecodeError as error:
-        return _failed(ProbeReason.INTERPRETER, f"{toolchain.executable} gave no proper answer: {error}")
+        return _failed(ProbeReason.INTERPRETER, f"{python.executable} gave no proper answer: {error}")
     facts: dict[str, object] = msgspec.to_builtins(seen)
     leaks = list(find_leaks(seen, spec, environment=_ENVIRONMENT, outside=_namespaces()))
     if not leaks:
@@ -154,6 +159,11 @@ def report_missing(error: BwrapUnusable) -> ProbeReport:
     """What a probe would say without a bubblewrap to run."""
     reason = ProbeReason.BWRAP_TOO_OLD if error.too_old else ProbeReason.NO_BWRAP
     return ProbeReport(ok=False, reason=reason, detail=error.detail, fix=error.fix)
+
+
+def report_untried(detail: str) -> ProbeReport:
+    """What a probe would say without a Python to run it."""
+    return _failed(ProbeReason.INTERPRETER, detail)
 
 
 def _run(spec: SandboxSpec, executable: str, secret: str) -> subprocess.CompletedProcess[bytes]:

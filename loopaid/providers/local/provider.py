@@ -1,4 +1,4 @@
-"""Sessions on this machine: bubblewrap around an interpreter around the harness.
+"""Sessions on this machine: bubblewrap around an interpreter around the harness of its language.
 
 Fails closed: opening runs a probe through the exact sandbox that sessions get. When anything about it is not as it
 should be, no session starts, and `problem` says why and what to do.
@@ -23,9 +23,10 @@ import trio
 
 from loopaid.config import Config, LimitsSection
 from loopaid.errors import ErrorCode, ErrorInfo
-from loopaid.model import Language
+from loopaid.model import Isolation, Language
 from loopaid.providers.base import SessionEnded, StartFailed
 from loopaid.providers.local.cgroups import NoCgroup, open_cgroups, own_home
+from loopaid.providers.local.languages import Runtime, resource_limits
 from loopaid.providers.local.memory import MemoryLimits
 from loopaid.providers.local.orphans import end_orphans
 from loopaid.providers.local.parts import Parts, find_parts
@@ -35,13 +36,11 @@ from loopaid.providers.local.sampling import MemorySampler
 from loopaid.providers.local.sandbox import build_argv, spawn_options
 from loopaid.providers.local.seccomp import deny_program
 from loopaid.providers.local.session import PIPE_BYTES, LocalSession, Pipes
-from loopaid.providers.local.toolchains import PythonToolchain
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 20.0
 """For sandbox and interpreter; 20 ms are usual, but many may start at once on a slow disk."""
-HARNESS_INSIDE: Final = "/harness.py"
 
 
 class LocalProvider:
@@ -61,9 +60,7 @@ class LocalProvider:
         self._tag = tag
         self._config = config
         self._seccomp = deny_program() if self.sandbox == "bubblewrap" and parts.report.ok else b""
-        harness = importlib.resources.files(__package__).joinpath("harness/python.py")
-        self._harness_path = str(harness)
-        self._harness = harness.read_bytes()
+        self._harnesses = importlib.resources.files(__package__).joinpath("harness")
         self.use_limits(config.limits)
 
     def use_limits(self, limits: LimitsSection) -> None:
@@ -81,22 +78,26 @@ class LocalProvider:
     def notes(self) -> Sequence[str]:
         return ['programs run UNCONFINED: [sandbox] kind = "none"'] if self.sandbox == "none" else []
 
-    def problem(self, language: Language) -> ErrorInfo | None:
-        if language is not Language.PYTHON:
-            message = f"{language} is not built into this version; python is"
-            return ErrorInfo(code=ErrorCode.UNSUPPORTED_LANGUAGE, message=message)
-        return self.parts.problem
+    def problem(self, language: Language, isolation: Isolation = Isolation.SESSION) -> ErrorInfo | None:
+        problem = self.parts.problem(language)
+        if problem is not None:
+            return problem
+        levels = self.parts.runtimes[language].isolations
+        if isolation in levels:
+            return None
+        known = " or ".join(f"`{level}`" for level in Isolation if level in levels)
+        message = f"{language} has no isolation `{isolation}` in this version; use {known}"
+        return ErrorInfo(code=ErrorCode.UNSUPPORTED_ISOLATION, message=message, path="options.isolation")
 
     def versions(self) -> dict[str, str]:
-        if self.parts.python is None or self.parts.problem is not None:
-            return {}
-        return {Language.PYTHON: ".".join(map(str, self.parts.python.version))}
+        runtimes = self.parts.runtimes.values()
+        return {each.language: each.version for each in runtimes if self.problem(each.language) is None}
 
     async def start(self, language: Language, session_id: str) -> LocalSession:
         problem = self.problem(language)
-        if problem is not None or self.parts.python is None:
-            raise StartFailed(problem.message if problem else "no interpreter")
-        session = self._spawn(session_id, self.parts.python)
+        if problem is not None:
+            raise StartFailed(problem.message)
+        session = self._spawn(session_id, self.parts.runtimes[language])
         try:
             await session.begin(self.memory_limits, START_TIMEOUT_S)
         except SessionEnded as error:
@@ -108,7 +109,7 @@ class LocalProvider:
             raise
         return session
 
-    def _spawn(self, session_id: str, toolchain: PythonToolchain) -> LocalSession:
+    def _spawn(self, session_id: str, runtime: Runtime) -> LocalSession:
         """Start the process. By Popen in this very thread: the sandbox dies with the thread that forked it."""
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:  # closed here, except for what works
             down_theirs, down = _pipe(theirs, ours)
@@ -119,17 +120,18 @@ class LocalProvider:
                 os.set_blocking(fd, False)
             gate_theirs, gate = _pipe(theirs, ours)
             inherited = [down_theirs, up_theirs, rows_theirs]
-            contents = {"seccomp": self._seccomp, "harness": self._harness}
+            harness = self._harnesses.joinpath(runtime.harness).read_bytes()
+            contents = {"seccomp": self._seccomp, "harness": harness}
             files = [theirs.enter_context(memory_file(name, content)) for name, content in contents.items()]
             try:
                 process = subprocess.Popen(
-                    self._argv(toolchain, inherited, gate_theirs, *files),
+                    self._argv(runtime, inherited, gate_theirs, *files),
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
                     stderr=stderr,
                     pass_fds=[*inherited, gate_theirs, *files],
                     process_group=0,
-                    **spawn_options(self._spec, environment=self._environment(toolchain, inherited)),
+                    **spawn_options(self._spec, environment=self._environment(runtime, inherited)),
                 )
             except OSError as error:
                 raise StartFailed(f"cannot start {self._spec.bwrap}: {error}") from None
@@ -142,6 +144,7 @@ class LocalProvider:
                 )
                 session = LocalSession(
                     session_id,
+                    runtime,
                     sandbox,
                     Pipes(down, up, rows),
                     row_bytes_max=self._limits.row_bytes_max,
@@ -155,38 +158,31 @@ class LocalProvider:
             return session
 
     def _argv(
-        self, toolchain: PythonToolchain, inherited: list[int], gate_fd: int, seccomp_fd: int, harness_fd: int
+        self, runtime: Runtime, inherited: list[int], gate_fd: int, seccomp_fd: int, harness_fd: int
     ) -> list[str]:
         confined = self._spec.kind == "bubblewrap"
-        harness = HARNESS_INSIDE if confined else self._harness_path
+        inside = f"/{runtime.harness}"
+        harness = inside if confined else str(self._harnesses.joinpath(runtime.harness))
         return build_argv(
-            self._spec,
-            # -I -S: no environment variables, no site. -u: what a killed item printed is already in the file.
-            [toolchain.executable, "-I", "-S", "-u", "-X", "utf8", harness],
-            environment=self._environment(toolchain, inherited),
+            msgspec.structs.replace(self._spec, read_only=self._spec.read_only + runtime.read_only),
+            [*runtime.command, harness],
+            environment=self._environment(runtime, inherited),
             seccomp_fd=seccomp_fd,
             gate_fd=gate_fd,
-            files=[(harness_fd, HARNESS_INSIDE)],
+            files=[(harness_fd, inside)],
         )
 
-    def _environment(self, toolchain: PythonToolchain, inherited: list[int]) -> dict[str, str]:
+    def _environment(self, runtime: Runtime, inherited: list[int]) -> dict[str, str]:
         sandbox, limits = self._config.sandbox, self._limits
         settings = {
             "fds": inherited,
-            "limits": {
-                "DATA": sandbox.memory_bytes,
-                "NPROC": sandbox.processes_max,
-                "NOFILE": sandbox.files_max,
-                "FSIZE": sandbox.tmp_bytes,
-                "CORE": 0,
-            },
+            "limits": resource_limits(sandbox),
             "output_bytes_max": limits.output_bytes_max,
             "stdout_bytes_max": limits.stdout_bytes_max,
             "stderr_bytes_max": limits.stderr_bytes_max,
             # Without a pid namespace of its own, kill(-1) would end every process of the user.
             "sweep": self._spec.kind == "bubblewrap",
-            "site_packages": list(toolchain.site_packages),
-            "packages_hint": f" (programs may import the standard library and {_packages(toolchain)})",
+            **runtime.settings,
         }
         return {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -195,12 +191,6 @@ class LocalProvider:
             "LANG": "C.UTF-8",
             "LOOPAID_HARNESS": msgspec.json.encode(settings).decode(),
         }
-
-
-def _packages(toolchain: PythonToolchain) -> str:
-    if toolchain.environment:
-        return f"what is installed in {toolchain.environment}, which is [pool.python] environment"
-    return "the packages of the virtual environment that [pool.python] environment names; none is set"
 
 
 def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:

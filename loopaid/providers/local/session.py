@@ -17,8 +17,9 @@ import msgspec
 import trio
 
 from loopaid.errors import ProtocolViolation
-from loopaid.model import Isolation, ItemStatus, Language, ProgramError
+from loopaid.model import Isolation, ItemStatus, ProgramError
 from loopaid.providers.base import Deliver, EndedBy, LoadFailed, Program, SessionEnded, Window, WindowEnd
+from loopaid.providers.local.languages import Runtime
 from loopaid.providers.local.memory import MemoryLimits
 from loopaid.providers.local.process import END_DEADLINE_S, KILL_GRACE_S, SandboxProcess
 from loopaid.providers.local.protocol import (
@@ -72,12 +73,18 @@ class Pipes(msgspec.Struct, frozen=True):
 class LocalSession:
     """Implements `loopaid.providers.base.Session`. Made by `LocalProvider.start`, closed by its owner."""
 
-    language = Language.PYTHON
-
     def __init__(
-        self, session_id: str, process: SandboxProcess, pipes: Pipes, *, row_bytes_max: int, sandbox: str
+        self,
+        session_id: str,
+        runtime: Runtime,
+        process: SandboxProcess,
+        pipes: Pipes,
+        *,
+        row_bytes_max: int,
+        sandbox: str,
     ) -> None:
         self.id = session_id
+        self.language = runtime.language
         self.sandbox = sandbox
         self.version = ""
         self._process = process

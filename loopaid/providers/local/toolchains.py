@@ -117,7 +117,7 @@ def find_python(interpreter: str = "", environment: str = "", *, run_as: int | N
     bound: list[str] = []
     elsewhere = _editable_sources(facts, packages, run_as) if packages else ()
     for path in (*_prefixes(facts), *packages, *elsewhere):
-        if not any(_is_below(path, parent) for parent in ("/usr", *bound)):
+        if not any(is_below(path, parent) for parent in ("/usr", *bound)):
             bound.append(path)
     return PythonToolchain(
         executable=facts.executable,
@@ -178,7 +178,7 @@ def _editable_sources(facts: _Facts, packages: tuple[str, ...], run_as: int | No
             f"the .pth files of {packages[0]} end the interpreter: {error}; mend the environment",
             "pool.python.environment",
         ) from error
-    outside = [path for path in found if not any(_is_below(path, known) for known in ("/usr", *packages))]
+    outside = [path for path in found if not any(is_below(path, known) for known in ("/usr", *packages))]
     for path in outside:
         _refuse_to_expose(path, f"the environment installs packages from {path}", "pool.python.environment")
     return tuple(dict.fromkeys(outside))
@@ -233,14 +233,14 @@ def _own_interpreter() -> str:
 def _prefixes(facts: _Facts) -> Iterator[str]:
     """The directories that hold the interpreter and its library, bound whole: extension modules link into them."""
     for prefix in (facts.prefix, facts.exec_prefix, os.path.dirname(facts.executable)):
-        if _is_below(prefix, "/usr") or prefix in ("/", "/bin"):  # there already, see system_mounts
+        if is_below(prefix, "/usr") or prefix in ("/", "/bin"):  # there already, see system_mounts
             continue
         _refuse_to_expose(prefix, f"the Python at {facts.executable} has the prefix {prefix}")
         yield prefix
 
 
 def _refuse_to_expose(path: str, what: str, key: str = "pool.python.interpreter") -> None:
-    exposed = [private for private in (*_NEVER_BOUND, str(Path.home())) if _is_below(private, path)]
+    exposed = [private for private in (*_NEVER_BOUND, str(Path.home())) if is_below(private, path)]
     if exposed:
         raise _unsupported(
             f"{what}, and to bind that into the sandbox would show {exposed[0]} to programs; "
@@ -299,7 +299,7 @@ def _bwrap_version(path: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(b".")) if found else ()
 
 
-def _is_below(path: str, parent: str) -> bool:
+def is_below(path: str, parent: str) -> bool:
     return path == parent or path.startswith(parent.rstrip("/") + "/")
 
 

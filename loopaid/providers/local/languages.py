@@ -1,0 +1,97 @@
+"""What differs between languages: how their sessions are started, what these may see.
+
+One row per language, in `_FINDERS`; everything else about sessions is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from loopaid.config import Config, SandboxSection
+from loopaid.errors import ErrorCode, ErrorInfo, LoopaidError
+from loopaid.model import Isolation, Language
+from loopaid.providers.local.toolchains import PythonToolchain, find_python
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sessions of one language run on, as found on this machine.
+
+    `toolchain` says so to people. `command` starts `executable`, the path of the harness follows; `harness` is the
+    file below harness/. `read_only` are the directories it needs beside those of the system, as (outside, inside).
+    `settings` are what its harness is told beyond what all are. `isolations` are the levels that it has.
+    """
+
+    language: Language
+    version: str
+    toolchain: str
+    executable: str
+    command: tuple[str, ...]
+    harness: str
+    read_only: tuple[tuple[str, str], ...] = ()
+    settings: Mapping[str, object] = {}
+    isolations: frozenset[Isolation] = frozenset(Isolation)
+
+
+def find_runtimes(
+    config: Config, run_as: int | None, languages: Iterable[Language] = Language
+) -> tuple[dict[Language, Runtime], dict[Language, ErrorInfo]]:
+    """The languages that this machine has, and why it has not the others. Blocks for some 50 ms. Raises nothing.
+
+    `run_as` is the identity of the sessions on the host, None for our own.
+    """
+    found, problems = {}, {}
+    for language in languages:
+        finder = _FINDERS.get(language)
+        if finder is None:
+            message = f"{language} is not built into this version; {', '.join(_FINDERS)} are"
+            problems[language] = ErrorInfo(code=ErrorCode.UNSUPPORTED_LANGUAGE, message=message)
+            continue
+        try:
+            found[language] = finder(config, run_as)
+        except LoopaidError as error:
+            problems[language] = error.info()
+    return found, problems
+
+
+def resource_limits(sandbox: SandboxSection) -> dict[str, int]:
+    """Limits of every process of a session, by their names without RLIMIT_."""
+    return {
+        "DATA": sandbox.memory_bytes,
+        "NPROC": sandbox.processes_max,
+        "NOFILE": sandbox.files_max,
+        "FSIZE": sandbox.tmp_bytes,
+        "CORE": 0,
+    }
+
+
+def _python(config: Config, run_as: int | None) -> Runtime:
+    section = config.pool.python
+    found = find_python(section.interpreter, section.environment, run_as=run_as)
+    return Runtime(
+        language=Language.PYTHON,
+        version=".".join(map(str, found.version)),
+        toolchain=str(found),
+        executable=found.executable,
+        # -I -S: no environment variables, no site. -u: what a killed item printed is already in the file.
+        command=(found.executable, "-I", "-S", "-u", "-X", "utf8"),
+        harness="python.py",
+        read_only=found.read_only,
+        settings={
+            "site_packages": list(found.site_packages),
+            "packages_hint": f" (programs may import the standard library and {_packages(found)})",
+        },
+    )
+
+
+def _packages(python: PythonToolchain) -> str:
+    if python.environment:
+        return f"what is installed in {python.environment}, which is [pool.python] environment"
+    return "the packages of the virtual environment that [pool.python] environment names; none is set"
+
+
+_FINDERS: Final[dict[Language, Callable[[Config, int | None], Runtime]]] = {
+    Language.PYTHON: _python,
+}
