@@ -55,14 +55,26 @@ class Target:
         size = next((line.split() for line in limits.splitlines() if line.startswith("Max file size")), [])
         return state != "Z" and len(size) > 4 and size[4] == str(self.mark)
 
+    def prepared(self) -> int:
+        """How many are the only child of another one of ours, as those made ready for an item are."""
+        return sum(len(_children(pid)) == 1 for pid in self.processes())
+
     def assert_nothing_survives(self, client: BlockingClient) -> None:
-        """A session is one process. Whatever is there beyond the pool's sessions has GONE_S to disappear."""
+        """A session is one process, and at isolation `item` a second one that is ready for the next item. Whatever is
+        there beyond that has GONE_S to disappear."""
         assert self.processes(), "the session of the benign program is there to be seen"
         deadline = time.monotonic() + GONE_S
-        while len(found := self.processes()) > (total := client.status().pools[0].total):
+        while len(found := self.processes()) > (total := client.status().pools[0].total) + self.prepared():
             left_ms = (deadline - time.monotonic()) * 1000
             assert left_ms > 0, f"{len(found)} processes for {total} sessions: {found}"
             _wait_for_an_end(found, left_ms)
+
+
+def _children(pid: int) -> list[str]:
+    try:
+        return Path("/proc", str(pid), "task", str(pid), "children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _wait_for_an_end(pids: set[int], timeout_ms: float) -> None:

@@ -20,6 +20,7 @@ import trio
 
 from loopaid.client import BlockingClient, open_client
 from loopaid.client.results import Result
+from loopaid.model import Isolation
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +46,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     forge: bool = False
     timeout_ms: int = TIMEOUT_MS
     shape: str = "function"
+    isolation: Isolation = Isolation.SESSION
     source: str = ""
     repeat: tuple[str, str, int, str] | None = None
 
@@ -54,6 +56,10 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             before, repeated, times, after = self.repeat
             return before + repeated * times + after
         return TABLE["toolbox"] + self.source if self.forge else self.source
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"max_concurrency": 1, "timeout_ms": self.timeout_ms, "isolation": self.isolation}
 
     def check(self, results: Sequence[Result], secret: str) -> None:
         told = [(result.status.value, result.error, result.stdout[:1000]) for result in results]
@@ -89,9 +95,7 @@ def test_a_hostile_program_harms_nobody_else(case: Case, client: BlockingClient,
     client.put_task("hostile")
     client.push_artifact("hostile", case.program, shape=case.shape)
     inputs = case.inputs if case.inputs is not None else [target.host]
-    with client.run_batch(
-        "hostile", inputs, max_concurrency=1, timeout_ms=case.timeout_ms, as_completed=False
-    ) as batch:
+    with client.run_batch("hostile", inputs, as_completed=False, **case.options) as batch:
         results = list(batch)
     case.check(results, target.secret)
     assert all(result.latency_ms <= case.timeout_ms + KILL_WITHIN_MS for result in results)
@@ -115,9 +119,7 @@ async def test_all_of_them_at_once_on_one_pool(target: Any, client: BlockingClie
             for number, case in waiting:
                 await shared.push_artifact(task, case.program, shape=case.shape)
                 inputs = case.inputs if case.inputs is not None else [target.host]
-                async with shared.run_batch(
-                    task, inputs, max_concurrency=1, timeout_ms=case.timeout_ms, as_completed=False
-                ) as batch:
+                async with shared.run_batch(task, inputs, as_completed=False, **case.options) as batch:
                     results = [result async for result in batch]
                 case.check(results, target.secret)
                 benign = await shared.exec("benign", [number, 1])

@@ -363,7 +363,11 @@ def import_ahead(source):
     """Import what the program will. No code of its own runs: modules come from where nobody in here can write."""
     import traceback
 
-    for statement in ast.parse(source).body:
+    try:
+        statements = ast.parse(source).body
+    except MemoryError:  # that of a long expression takes many times the memory of its code
+        return
+    for statement in statements:
         try:
             if isinstance(statement, ast.Import):
                 for alias in statement.names:
