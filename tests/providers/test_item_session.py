@@ -1,0 +1,213 @@
+"""A real session at isolation `item`: the parent of one process per item, as its driver sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from loopaid.config import Config, SandboxSection
+from loopaid.model import STATUSES, Isolation, ItemStatus, Language, Shape
+from loopaid.providers.base import EndedBy, Program, SessionEnded, Window, WindowEnd
+from loopaid.providers.local.protocol import KILL, encode_frame
+from loopaid.providers.local.provider import open_local_provider
+from loopaid.providers.local.session import LocalSession
+from loopaid.wire.rows import Row, decode_extra
+
+pytestmark = pytest.mark.slow  # each starts an interpreter, most a sandbox: 30 to 100 ms
+
+
+class Driven:
+    def __init__(self, session: LocalSession) -> None:
+        self.session = session
+        self.rows: list[Row] = []
+
+    async def run(self, *inputs: bytes, timeout_ms: int = 5000) -> WindowEnd:
+        self.rows.clear()
+        window = Window("b", 0, len(inputs), 1, b"\n".join(inputs), None, timeout_ms, stop_on_error=False)
+        return await self.session.run(window, self.deliver)
+
+    def deliver(self, position: int, encoded: bytes, rows: list[Row]) -> None:
+        assert position == len(self.rows)
+        self.rows += rows
+
+    @property
+    def outcomes(self) -> list[tuple[ItemStatus, bytes]]:
+        return [(STATUSES[row.status], row.output) for row in self.rows]
+
+
+Start = Callable[..., Awaitable[Driven]]
+
+
+@pytest.fixture
+def kind() -> str:
+    return "bubblewrap"
+
+
+@pytest.fixture
+async def start(kind: str) -> AsyncIterator[Start]:
+    async with contextlib.AsyncExitStack() as stack:
+        config = Config(sandbox=SandboxSection(kind=kind))  # type: ignore[arg-type]
+        provider = await stack.enter_async_context(open_local_provider(config, f"loopaid-test-{os.getpid()}"))
+
+        async def start(source: str) -> Driven:
+            session = await provider.start(Language.PYTHON, "s")
+            stack.push_async_callback(session.aclose)
+            program = Program(0, "digest", Language.PYTHON, Shape.FUNCTION, source, Isolation.ITEM)
+            await session.load(program, timeout_s=10)
+            return Driven(session)
+
+        yield start
+
+
+async def test_an_item_over_its_time_is_killed_and_its_session_lives(start: Start) -> None:
+    driven = await start("def main(n):\n    print('begun', n)\n    while n == 2: pass\n    return n\n")
+    end = await driven.run(b"1", b"2", b"3", timeout_ms=100)
+    assert (end.done, end.tainted) == (2, False)
+    assert driven.outcomes == [(ItemStatus.OK, b"1"), (ItemStatus.TIMEOUT, b"")]
+    assert decode_extra(driven.rows[1].extra or b"").stdout == "begun 2\n"
+    assert driven.rows[1].latency_us >= 100_000
+    await driven.run(b"3")
+    assert driven.outcomes == [(ItemStatus.OK, b"3")]
+    assert decode_extra(driven.rows[0].extra or b"").stdout == "begun 3\n"
+
+
+async def test_a_kill_that_comes_late_means_nothing(start: Start) -> None:
+    driven = await start("def main(n):\n    return n\n")
+    await driven.run(b"1")
+    passed = driven.rows[0].seq
+    os.write(driven.session._pipes.down, encode_frame(KILL, passed.to_bytes(4, "big")))
+    assert (await driven.run(b"2")).done == 1
+    assert driven.outcomes == [(ItemStatus.OK, b"2")]
+
+
+async def test_a_parent_that_does_not_kill_is_killed_itself(start: Start) -> None:
+    driven = await start("import os, time\ndef main(n):\n    os.kill(os.getppid(), 19)\n    time.sleep(1000)\n")
+    with pytest.raises(SessionEnded) as ended:
+        await driven.run(b"1", timeout_ms=100)
+    assert (ended.value.by, ended.value.status, ended.value.done) == (EndedBy.LIMIT, ItemStatus.TIMEOUT, 0)
+
+
+@pytest.mark.parametrize("death", ["os._exit(3)", "os.abort()", "ctypes.string_at(0)"])
+async def test_a_death_ends_the_item_alone(start: Start, death: str) -> None:
+    driven = await start(f"import ctypes, os\ndef main(n):\n    if n:\n        {death}\n    return n\n")
+    end = await driven.run(b"0", b"1", b"0")
+    assert (end.done, driven.outcomes[1][0]) == (2, ItemStatus.PROGRAM_ERROR)
+    assert (await driven.run(b"0")).done == 1
+
+
+async def test_a_process_killed_from_outside_ends_its_session(start: Start) -> None:
+    driven = await start("import os\ndef main(n):\n    os.kill(os.getpid(), 9)\n")
+    with pytest.raises(SessionEnded) as ended:
+        await driven.run(b"1")
+    assert (ended.value.by, ended.value.done) == (EndedBy.OUTSIDE, 0)
+
+
+async def test_one_that_died_before_it_had_an_item_is_replaced(start: Start) -> None:
+    driven = await start(
+        "import os\nif os.getpid() == 4:\n    os.kill(os.getpid(), 9)\ndef main(n):\n    return n\n"
+    )  # 1 is bubblewrap, 2 the harness, 3 tried the module, 4 is ahead
+    (harness,) = _children(*_children(driven.session.pid))
+    with trio.fail_after(5):
+        while not (ahead := _children(harness)):  # LOADED is said before it is forked
+            await trio.lowlevel.checkpoint()
+        await _gone(*ahead)
+    await driven.run(b"1", b"2")
+    assert driven.outcomes == [(ItemStatus.OK, b"1"), (ItemStatus.OK, b"2")]
+
+
+async def test_what_is_changed_of_the_parent_taints_the_session(start: Start) -> None:
+    driven = await start("import os\ndef main(n):\n    os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)\n")
+    assert (await driven.run(b"1")).tainted
+
+
+async def test_modules_are_imported_ahead_of_all_items(start: Start) -> None:
+    driven = await start(
+        "import sys\nbefore = 'fractions' in sys.modules\nimport fractions\ndef main(n):\n    return before\n"
+    )
+    await driven.run(b"1")
+    assert driven.outcomes == [(ItemStatus.OK, b"true")]
+
+
+async def test_a_session_level_program_cannot_say_how_its_items_ended() -> None:
+    async with open_local_provider(Config(), f"loopaid-test-{os.getpid()}") as provider:
+        session = await provider.start(Language.PYTHON, "s")
+        source = (
+            "import gc, os, struct, time\n"
+            "(harness,) = [one for one in gc.get_objects() if type(one).__name__ == 'Harness']\n"
+            'said = b\'{"done": 0, "tainted": false, "rss_bytes": 1, "exit": -9}\'\n'
+            "def main(n):\n"
+            "    os.write(harness.up, struct.pack('>BI', 4, len(said)) + said)\n    time.sleep(1000)\n"
+        )
+        await session.load(Program(0, "d", Language.PYTHON, Shape.FUNCTION, source), timeout_s=10)
+        with pytest.raises(SessionEnded, match="protocol violation: END of 0 items") as ended:
+            await Driven(session).run(b"1")
+        assert ended.value.status is ItemStatus.PROGRAM_ERROR
+        await session.aclose()
+
+
+# --- without a sandbox
+
+
+LEAVES_ONE = """
+import os, time
+
+def main(n):
+    left = os.fork()
+    if left == 0:
+        time.sleep(1000)
+    return [os.getpid(), os.getpgrp(), left]
+"""
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """Another process of the same user."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("kind", ["none"])
+async def test_without_a_sandbox_only_the_items_own_group_is_killed(
+    start: Start, bystander: subprocess.Popen[bytes]
+) -> None:
+    """kill(-1) would be the end of every process of the user, this one first."""
+    driven = await start(LEAVES_ONE)
+    assert (await driven.run(b"1")).tainted
+    pid, group, left = json.loads(driven.rows[0].output)
+    assert pid == group != os.getpgrp()
+    with trio.fail_after(5):
+        await _gone(left)
+    assert bystander.poll() is None
+
+
+@pytest.mark.parametrize("kind", ["none"])
+async def test_without_a_sandbox_an_item_dies_with_its_session(start: Start) -> None:
+    driven = await start(
+        "import os, time\ndef main(n):\n    os.write(1, b'%d' % os.getpid())\n    os.kill(os.getppid(), 9)\n"
+        "    time.sleep(1000)\n"
+    )
+    with pytest.raises(SessionEnded) as ended:
+        await driven.run(b"1")
+    with trio.fail_after(5):
+        await _gone(int(ended.value.extra.stdout))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path("/proc", str(pid), "task", str(pid), "children").read_text().split()]
+
+
+async def _gone(pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    await trio.lowlevel.wait_readable(pidfd)
+    os.close(pidfd)
