@@ -12,6 +12,7 @@ from loopaid.bench.environment import describe, working_directory
 from loopaid.bench.history import history
 from loopaid.bench.idle import idle
 from loopaid.bench.interactive import interactive
+from loopaid.bench.isolation import isolation
 from loopaid.bench.million import million
 from loopaid.bench.report import Report, Result, as_json, as_table
 from loopaid.bench.retention import retention
@@ -30,7 +31,8 @@ SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
     "startup": (startup,),
     "history": (history,),
     "retention": (retention,),
-    "all": (throughput, idle, million, interactive, slow_client, startup, history, retention),
+    "isolation": (isolation,),
+    "all": (throughput, idle, million, interactive, slow_client, startup, history, retention, isolation),
 }
 
 

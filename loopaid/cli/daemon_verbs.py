@@ -16,7 +16,17 @@ from loopaid.cli.render import print_object
 from loopaid.cli.settings import Settings, Verb, Verbs, pass_settings
 from loopaid.errors import DaemonUnreachable
 
-SCENARIOS: Final = ("throughput", "million", "interactive", "slow-client", "startup", "history", "retention", "all")
+SCENARIOS: Final = (
+    "throughput",
+    "million",
+    "interactive",
+    "slow-client",
+    "startup",
+    "history",
+    "retention",
+    "isolation",
+    "all",
+)
 
 
 @click.command(cls=Verb)

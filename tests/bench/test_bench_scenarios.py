@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from loopaid.bench import history, idle, interactive, million, retention, slow_client, startup
+from loopaid.bench import history, idle, interactive, isolation, million, retention, slow_client, startup
 from loopaid.bench.main import SCENARIOS, run
 from loopaid.bench.setting import Setting
 from loopaid.cli import daemon_verbs
@@ -135,6 +135,25 @@ def test_a_small_log_lets_many_items_through(
     results = bench(capsys, tmp_path, "retention")
     assert results["the first batch is RECORD_EXPIRED"]["median"] == 1
     assert results["batches that went"]["median"] >= 1
+
+
+def test_every_isolation_is_measured_and_one_is_compared_with_a_bare_fork(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    results = bench(capsys, tmp_path, "isolation")
+    assert results["item: cost"]["bounds"][isolation.FORK]["at_most"] == 1.3
+    bounds = {
+        name: one["bounds"]["value"]["at_least"]
+        for name, one in results.items()
+        if "session" in name and one.get("bounds")
+    }
+    assert bounds == {"item, 1 session": 1000, "item, 2 sessions": 1500}
+    assert {name for name in results if name.startswith(("session, ", "process, "))} == {
+        "session, 1 session",
+        "session, 2 sessions",
+        "process, 1 session",
+        "process, 2 sessions",
+    }
 
 
 def test_the_start_of_the_tool_is_measured_beside_that_of_python(
