@@ -1,4 +1,6 @@
-"""What stands in the two journals. The type numbers and layouts are for ever; fields are only ever appended.
+"""What stands in the two journals. The type numbers and layouts are for ever; fields are only ever appended, and have a
+default then. A payload is MessagePack: an array of the fields in their order, those of `loopaid/model.py` as well;
+options, errors and latencies are maps by name.
 
 `catalog/` holds TASK, ARTIFACT and ACTIVATION. `records/` holds the life of every batch:
 

@@ -1,17 +1,19 @@
 """Format of the journal, version 1. All integers are little-endian.
 
 A journal is a directory of segments, `00000001.log`, `00000002.log`, ... Numbers are contiguous; they begin above 1
-once the oldest were removed. A segment is a header (see `segment.py`), frames back to back, and, in every segment
-but the last, a footer frame as its last bytes.
+once the oldest were removed. A segment is a header of 128 bytes (see `segment.py`), frames back to back, and, in every
+segment but the last, a footer frame as its last bytes. The last one may end in part of a frame: a write that was cut
+short. Readers pass over every other file: segments being made (`.tmp`), what was cut off (`.torn-OFFSET`) or replaced
+by a repair (`.damaged-...`), `reserve`, and the index, which is made from the segments.
 
 Frame::
 
-    u32 crc32    of all that follows, seeded with the store's id and the segment's number
+    u32 crc32    zlib's, of all that follows, begun with that of the store's id and the segment's number as u64
     u32 length   of the payload in bytes, at most PAYLOAD_BYTES_MAX
     u8  type     1..249 the caller's, 250..255 the journal's own; 0 is invalid, so zero-filled space never parses
     u64 seq      contiguous over the whole journal, from 1
     u32 synced   all bytes of this segment before this offset were durable before this frame was written
-    payload      opaque to the journal
+    payload      opaque to the journal; `loopaid/actors/records.py` says what it is, by type
 
 The seed makes a frame that was copied from another store or segment invalid, and seq one that was copied within it.
 
@@ -29,6 +31,9 @@ The journal's own types:
   frame's seq is any higher one. The payload is filler, so that frames behind it keep their offsets.
 
 A position is one integer, `segment number << 40 | offset`; positions order like the frames they name.
+
+The format is frozen: `tests/data/journal` has old journals that every version must read. A later version may use new
+types, and set flags in the header of a segment that an older one would misunderstand.
 """
 
 from __future__ import annotations

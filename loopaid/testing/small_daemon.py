@@ -31,6 +31,7 @@ UID: Final = 1000
 TASK: Final = "t"
 PROGRAM: Final = "def main(input_data): ..."
 STATE_DIR: Final = Path("/state")
+JOURNALS: Final = ("catalog", "records")
 RESERVE_BYTES: Final = 64 << 10
 EPOCH: Final = 1_800_000_000.0
 """Unix time when trio's clock stands at 0."""
@@ -145,6 +146,7 @@ async def open_small_daemon(
     run_blocking: RunBlocking = at_once,
     index_path: Path | None = None,
     was_killed: bool = True,
+    segment_bytes: int = 1 << 20,
 ) -> AsyncIterator[SmallDaemon]:
     """A daemon on the journals of `disk`, which may be those of an earlier one. Raises JournalError.
 
@@ -153,7 +155,7 @@ async def open_small_daemon(
     config, disk, provider = config or Config(), disk or SimDisk(), provider or FakeProvider()
     disk.mkdir(str(STATE_DIR))
     with ExitStack() as stores:
-        catalog, records = (stores.enter_context(closing(_open(disk, name))) for name in ("catalog", "records"))
+        catalog, records = (stores.enter_context(closing(_open(disk, name, segment_bytes))) for name in JOURNALS)
         async with open_actors(
             config,
             STATE_DIR,
@@ -168,7 +170,7 @@ async def open_small_daemon(
             yield SmallDaemon(daemon, provider)
 
 
-def _open(disk: Disk, name: str) -> Store:
+def _open(disk: Disk, name: str, segment_bytes: int) -> Store:
     return open_store(
-        STATE_DIR / name, disk=disk, segment_bytes=1 << 20, reserve_bytes=RESERVE_BYTES, wall_time=wall_time
+        STATE_DIR / name, disk=disk, segment_bytes=segment_bytes, reserve_bytes=RESERVE_BYTES, wall_time=wall_time
     )

@@ -145,6 +145,15 @@ def plain(value: object) -> Any:
             return value
 
 
+def told(value: Any, expected: Any) -> Any:
+    """`value` without the fields that `expected` does not know: those that a type has gained since."""
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return {key: told(value[key], expected[key]) for key in expected if key in value}
+    if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected):
+        return [told(*pair) for pair in zip(value, expected, strict=True)]
+    return value
+
+
 def main() -> None:
     """Add what is missing, and say what that is."""
     new, new_words = missing(), missing_words()
