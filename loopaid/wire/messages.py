@@ -48,7 +48,7 @@ RECORD_PAGE_BYTES: Final = 4 << 20
 TASKS_COUNTED_MAX: Final = 1000
 
 
-Cursor = Annotated[int, msgspec.Meta(ge=0)]
+Cursor = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 IdempotencyKey = Annotated[str, msgspec.Meta(max_length=KEY_CHARS_MAX)]
 
 

@@ -173,16 +173,21 @@ class TestPython:
 
 class TestEnvironment:
     def test_its_packages_are_bound_and_nothing_else_of_it(self, tmp_path: Path) -> None:
-        environment = virtual_environment(tmp_path / "venv", "3.11")
-        packages = f"{environment}/lib/python3.11/site-packages"
-        found = find_python(interpreter(tmp_path / "python"), environment)
+        bare = find_python()
+        version = "{}.{}".format(*bare.version)
+        environment = virtual_environment(tmp_path / "venv", version)
+        packages = f"{environment}/lib/python{version}/site-packages"
+        found = find_python("", environment)
         assert found.site_packages == (packages,)
-        assert found.read_only == ((packages, packages),)
+        assert found.read_only == (*bare.read_only, (packages, packages))
 
     def test_an_interpreter_in_one_brings_it_along(self, tmp_path: Path) -> None:
-        environment = virtual_environment(tmp_path / "venv", "3.11")
-        found = find_python(interpreter(tmp_path / "python", environment=environment))
-        assert found.site_packages == (f"{environment}/lib/python3.11/site-packages",)
+        bare = find_python()
+        version = "{}.{}".format(*bare.version)
+        environment = virtual_environment(tmp_path / "venv", version)
+        facts = {"executable": bare.executable, "version": bare.version, "environment": environment}
+        found = find_python(interpreter(tmp_path / "python", **facts))
+        assert found.site_packages == (f"{environment}/lib/python{version}/site-packages",)
 
     def test_one_of_another_version_is_an_error_with_both_ways_out(self, tmp_path: Path) -> None:
         environment = virtual_environment(tmp_path / "venv", "3.9")

@@ -65,6 +65,12 @@ def test_a_misspelt_field_is_an_error_that_names_it(request_type: type[Request])
         decode_request(encode(fields | {"verison": 2}))
 
 
+@pytest.mark.parametrize("cursor", [-1, (1 << 53) + 1, (1 << 63) - 1])
+def test_a_cursor_that_no_list_has_is_refused(cursor: int) -> None:
+    with pytest.raises(msgspec.ValidationError, match=r"at `\$.cursor`"):
+        decode_request(encode({"type": "task.list", "cursor": cursor}))
+
+
 def test_a_reply_may_have_fields_that_this_side_does_not_know() -> None:
     reply = {"batch_id": "b", "received": 3, "state": "receiving", "shard": 7}
     assert decode_reply(encode(reply), BatchOpened).received == 3
