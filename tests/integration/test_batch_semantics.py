@@ -106,7 +106,7 @@ async def test_concurrency_limit_is_respected(run: Run, isolation: Isolation) ->
 
 
 @pytest.mark.settings(pool__python__warm_min=0)
-async def test_stop_on_first_error_stops_after_first_failure(run: Run, isolation: Isolation) -> None:
+async def test_stop_on_first_error_stops_after_first_failure(client: Client, run: Run, isolation: Isolation) -> None:
     ran = await run(SLEEP, [1, -1, 1, 1], max_concurrency=1, stop_on_first_error=True)
     assert ran.statuses == ["ok", "program_error", "skipped", "skipped"]
     assert (ran.summary.state, ran.summary.total) == (BatchState.DONE, 4)
@@ -114,6 +114,7 @@ async def test_stop_on_first_error_stops_after_first_failure(run: Run, isolation
 
     if isolation is Isolation.PROCESS:  # nothing is ever warm, so who runs at the first error is a matter of luck
         return
+    await client.warm_pool("python", 4)
     warm = await run(SLEEP, [50] * 24, max_concurrency=4)
     assert len(warm.session_ids) == 4
     ran = await run(SLEEP, [-50, 200, 200, 200, 1, 1, 1, 1], max_concurrency=4, stop_on_first_error=True)
@@ -187,6 +188,7 @@ async def test_session_pool_statistics_are_accurate(
         assert (pool.created, pool.reused, pool.idle, pool.active) == (6, 0, 0, 0)
         assert pool.destroyed.get("executions", 0) + pool.stopping == 6
         return
+    await client.warm_pool("python", 3)
     async with client.run_batch("t", [100] * 12, max_concurrency=3) as batch:
         seen: set[str] = set()
         async for result in batch:

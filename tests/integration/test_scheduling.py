@@ -125,7 +125,8 @@ async def test_a_slow_tail_is_taken_back_from_the_session_it_was_sent_to(run: Ru
 
 @pytest.mark.slow
 @pytest.mark.settings(pool__sessions_max=4, pool__python__warm_min=0)
-async def test_long_items_behind_short_ones_get_more_sessions_before_one_has_ended(run: Run) -> None:
+async def test_long_items_behind_short_ones_get_more_sessions_before_one_has_ended(client: Client, run: Run) -> None:
+    await client.warm_pool("python", 2)
     ran = await run(WAIT, [4] * 6 + [400] * 8, max_concurrency=4)
     assert ran.summary.by_status == {"ok": 14}
     first_end = min(map(ended, ran.results[6:]))
@@ -242,6 +243,7 @@ async def test_a_program_that_never_finishes_loading_does_not_outlive_its_batch(
 ) -> None:
     await push("def main(n):\n    return n\n\nwhile True:\n    pass\n", "endless")
     await push(ECHO)
+    await client.warm_pool("python", 1)
     batch_id = (await client.submit_batch("endless", [1])).batch_id
     await inside.until(batch_id, lambda batch: batch.state is BatchState.RUNNING)
     loading = [session for session in inside.sessions.values() if session._running]
