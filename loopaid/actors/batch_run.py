@@ -6,13 +6,13 @@ the rows as they come. What every event means is decided by `loopaid.core.batch`
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 import trio
 
+from loopaid.actors import batch_events
 from loopaid.actors.batch import Batch, Surroundings
 from loopaid.actors.batch_log import Chunk
 from loopaid.actors.pools import Lease, Refused
@@ -22,8 +22,6 @@ from loopaid.core.window import OVERDUE, TARGET_S, WindowSizer
 from loopaid.model import STATUSES, BatchState, Isolation, ItemStatus, ProgramError
 from loopaid.providers.base import EndedBy, LoadFailed, Program, Session, SessionEnded, Window
 from loopaid.wire.rows import Extra, Row, pack_row, range_block, rows_block
-
-log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S: Final = 30.0
 """For a program's own imports and tables. An endless loop at module level costs this once."""
@@ -62,6 +60,7 @@ class BatchRun:
         self._windows: dict[str, Delivery] = {}
         self._loading: set[Session] = set()
         self._silent = False
+        self._is_stopping = False
         self._held = 0
         self._claimed = (0, 0)
         self._lost_while_loading = 0
@@ -296,6 +295,7 @@ class BatchRun:
         delivery.slowest_us = max(delivery.slowest_us, *latencies, 0)
         delivery.heard_at = trio.current_time()
         self._batch.record(block, Counter(statuses))
+        batch_events.items(block, zip(statuses, latencies, strict=True))
         self._perform(self._progress.on_rows(delivery.lease.session.id, statuses, latencies))
 
     def _window_ended(self, session_id: str, delivery: Delivery, done: int) -> None:
@@ -355,20 +355,19 @@ class BatchRun:
             rss_bytes=ended.rss_bytes or lease.rss_bytes,
             encoded_rows=pack_row(0, action.status, ended.latency_us, b"", extra),
         )
-        self._batch.record(block, Counter([STATUSES.index(action.status)]))
+        status = STATUSES.index(action.status)
+        self._batch.record(block, Counter([status]))
+        batch_events.items(block, [(status, ended.latency_us)])
 
     # --- carrying out
 
     def _perform(self, actions: list[Action]) -> None:
+        if self._progress.rest is not None and not self._is_stopping:
+            self._is_stopping = True
+            batch_events.stopping(self._batch, self._progress.rest, len(self._windows))
         for action in actions:
             match action:
                 case StopSessions(session_ids=session_ids):
-                    log.log(
-                        logging.WARNING if self._batch.options.stop_on_first_error else logging.INFO,
-                        "batch %s: stopping, %d sessions finish their item",
-                        self._batch.id,
-                        len(session_ids),
-                    )
                     for session_id in session_ids:
                         self._windows[session_id].lease.session.request_stop()
                 case RecordRange():

@@ -5,7 +5,6 @@ An attached batch belongs to its client: when nobody has watched it for the grac
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Final
 
 import trio
 
+from loopaid.actors import batch_events
 from loopaid.actors.batch import Batch, Surroundings
 from loopaid.actors.batch_run import BatchRun
 from loopaid.actors.history import History
@@ -20,8 +20,6 @@ from loopaid.core.batch import BatchProgress
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.journal.index import Entry, Selection
 from loopaid.model import BatchState, ItemStatus, ProgramError
-
-log = logging.getLogger(__name__)
 
 RESTORED_AT_ONCE: Final = 16
 """Finished batches that are read back from the log before others have their turn."""
@@ -162,14 +160,7 @@ class Batches:
 
     def start_at_once(self, batch: Batch) -> None:
         """Run an accepted batch whose acceptance nobody was told of."""
-        log.log(
-            _level(batch),
-            "batch %s started: task %s, %d items, concurrency %d",
-            batch.id,
-            batch.opened.task,
-            batch.total,
-            batch.options.max_concurrency,
-        )
+        batch_events.started(batch)
         self._runs[batch.id].start()
 
     def drop(self, batch: Batch, reason: str) -> None:
@@ -194,21 +185,7 @@ class Batches:
 
     def _over(self, batch: Batch) -> None:
         self.finished(batch)
-        level = _level(batch)
-        if not log.isEnabledFor(level):
-            return  # a summary costs something, and whoever waits for this one result has not got it yet
-        summary = batch.summary()
-        log.log(
-            level,
-            "batch %s %s: %d/%d succeeded in %.0f ms (avg %.3f ms), %d sessions",
-            batch.id,
-            batch.state,
-            summary.success_count,
-            batch.total,
-            summary.total_duration_ms or 0.0,
-            summary.latency_ms.avg,
-            summary.sessions_used,
-        )
+        batch_events.over(batch)
 
     def finished(self, batch: Batch) -> None:
         """Its end is in the log, and it holds nothing."""
@@ -272,11 +249,6 @@ class Batches:
         """Leave all where they are."""
         for run in self._runs.values():
             run.leave()
-
-
-def _level(batch: Batch) -> int:
-    """Of a batch's beginning and end. Attached batches of one are `exec`, mostly."""
-    return logging.DEBUG if batch.opened.attached and batch.total == 1 else logging.INFO
 
 
 def _is_selected(batch: Batch, by: Selection) -> bool:

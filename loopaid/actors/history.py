@@ -223,7 +223,10 @@ class History:
         """Do without the index from now on, until `run` has built another."""
         if self._index is None:
             return
-        log.warning("the index of finished batches failed and is built anew from the log: %s", error)
+        log.warning(
+            "the index of finished batches failed and is built anew from the log: %(reason)s",
+            {"event": "index_failed", "reason": error},
+        )
         self._failed, self._index = self._index, None  # another thread may be using it just now
         self._restored.clear()
         self.problem = "the index of finished batches is being built anew"
@@ -246,7 +249,7 @@ class History:
         found = [batch for batch in self._pending if batch.end < stop]
         self._pending = [batch for batch in self._pending if batch.end >= stop]
         self.on_indexed(found)
-        log.warning("the index of finished batches is back")
+        log.warning("the index of finished batches is back", {"event": "index_back"})
 
     async def close(self) -> None:
         """Index what has ended and let go of the file. A rebuild under way is left to the next start."""

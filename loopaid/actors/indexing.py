@@ -108,7 +108,10 @@ def take_up_index(path: str | None, store: Store, make_batch: MakeBatch) -> Rest
                 index.close()
                 raise
         except (StaleIndex, sqlite3.Error, msgspec.DecodeError) as error:
-            log.warning("the index of finished batches is built anew from the log: %s", error)
+            log.warning(
+                "the index of finished batches is built anew from the log: %(reason)s",
+                {"event": "index_stale", "reason": error},
+            )
     return build_index(path, store.id, store.scan, make_batch)
 
 
@@ -122,7 +125,7 @@ def build_index(
             return _fill(create_index(path, store_id), Checkpoint(), scan(), Replay(make_batch))
         except (sqlite3.Error, OSError) as error:
             problem = f"the index of finished batches is kept in memory until the next start: {path}: {error}"
-            log.error("%s", problem)
+            log.error("%(reason)s", {"event": "index_in_memory", "reason": problem})
     filled = _fill(create_index(None, store_id), Checkpoint(), scan(), Replay(make_batch))
     return msgspec.structs.replace(filled, problem=problem)
 

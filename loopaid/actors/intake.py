@@ -222,7 +222,10 @@ class Intake:
             await recorder.room()  # while the disk is full nobody can go on
             receiving.expiry = _expiry()
         if batch.id in self._receiving:
-            log.warning("batch %s dropped: no items for %.0f s before it was closed", batch.id, RECEIVING_TIMEOUT_S)
+            log.warning(
+                "batch %(batch)s dropped: no items for %(after_s).0f s before it was closed",
+                {"event": "batch_dropped", "batch": batch.id, "after_s": RECEIVING_TIMEOUT_S},
+            )
             self.drop(batch, f"no items came for {RECEIVING_TIMEOUT_S:.0f} s")
 
     # --- checks

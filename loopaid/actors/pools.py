@@ -121,25 +121,37 @@ class Pools:
     def lost(self, session_id: str, by: EndedBy, how: str) -> None:
         """The session died, whoever noticed first. Statistics count by whom; `how` is for the log."""
         if self._leases.pop(session_id, None) is not None:
-            log.log(logging.DEBUG if by is EndedBy.US else logging.WARNING, "session %s lost: %s", session_id, how)
+            # Of what programs do to their sessions their items tell; it may be thousands of times.
+            level = logging.WARNING if by is EndedBy.OUTSIDE else logging.DEBUG
+            fields = {"event": "session_lost", "session": session_id, "by": by.value, "reason": how}
+            log.log(level, "session %(session)s lost: %(reason)s", fields)
             self._perform(self._scheduler.session_lost(trio.current_time(), session_id, f"ended_by_{by.value}"))
             self._population_changed.unpark_all()
 
     # --- what the actors say
 
     def started(self, session: Session, cost_s: float) -> None:
-        log.debug("session %s started in %.0f ms", session.id, cost_s * 1000)
+        log.debug(
+            "session %(session)s started in %(took_ms).0f ms",
+            {"event": "session_started", "session": session.id, "took_ms": cost_s * 1000},
+        )
         self._leases[session.id] = Lease(session)
         self._perform(self._scheduler.session_started(trio.current_time(), session.id, cost_s))
         self._population_changed.unpark_all()
 
     def start_failed(self, session_id: str, reason: str) -> None:
-        log.warning("session %s could not be started: %s", session_id, reason)
+        log.warning(
+            "session %(session)s could not be started: %(reason)s",
+            {"event": "session_start_failed", "session": session_id, "reason": reason},
+        )
         self._perform(self._scheduler.session_failed(trio.current_time(), session_id, reason))
         self._population_changed.unpark_all()
 
     def closed(self, session_id: str, reason: str) -> None:
-        log.debug("session %s closed (%s)", session_id, reason)
+        log.debug(
+            "session %(session)s closed (%(reason)s)",
+            {"event": "session_closed", "session": session_id, "reason": reason},
+        )
         self._leases.pop(session_id, None)
         self._perform(self._scheduler.session_closed(trio.current_time(), session_id))
         self._population_changed.unpark_all()
@@ -259,7 +271,10 @@ class PoolActor:
         self._orders.send_nowait(action)
 
     def on_failure(self, error: Exception, delay_s: float) -> None:
-        log.error("the pool of %s failed and restarts in %.1f s: %s", self._language, delay_s, error)
+        log.error(
+            "the pool of %(language)s failed and restarts in %(delay_s).1f s: %(reason)s",
+            {"event": "pool_failed", "language": self._language, "delay_s": delay_s, "reason": error},
+        )
 
     async def run(self) -> None:
         try:

@@ -136,8 +136,13 @@ class Recorder:
                 if self.store.full:
                     self._become_full()
                     self.full = not await self._run_blocking(self.store.restore_reserve)
-            except JournalPoisoned:
+                    if not self.full:
+                        log.info("there is space for the log again", {"event": "log_has_room"})
+            except JournalPoisoned as error:
                 self._failed = True
+                log.critical(
+                    "the log failed, and the daemon ends: %(reason)s", {"event": "log_failed", "reason": error}
+                )
                 raise
             finally:
                 self._tell()
@@ -156,7 +161,10 @@ class Recorder:
                 self._become_full()
                 self._tell()
                 if self._closing.is_set():
-                    log.error("%d frames that nobody was told of are given up: %s", group.frames, error)
+                    log.error(
+                        "%(frames)d frames that nobody was told of are given up: %(reason)s",
+                        {"event": "frames_given_up", "frames": group.frames, "reason": error},
+                    )
                     return False
                 with trio.move_on_after(FULL_RETRY_S):
                     await self._closing.wait()
@@ -164,6 +172,7 @@ class Recorder:
     def _become_full(self) -> None:
         if not self.full:
             self.full = True
+            log.error("no space is left for the log: batches wait for some", {"event": "log_full"})
             self.on_full()
 
     def _tell(self) -> None:

@@ -57,6 +57,15 @@ class Recovery:
 
     def run(self) -> None:
         found = list(self._replay.unfinished.values())
+        if found or self._was_killed:
+            log.info(
+                "recovery: the last daemon %(ended)s, %(unfinished)d batches are unfinished",
+                {
+                    "event": "recovery",
+                    "ended": "was killed" if self._was_killed else "stopped in good order",
+                    "unfinished": len(found),
+                },
+            )
         for batch in found:
             self._batches.add(batch)
         for batch in found:
@@ -88,16 +97,23 @@ class Recovery:
             return
         failure = self._failure(batch, deaths)
         if failure is not None:
-            log.error("batch %s is given up: %s", batch.id, failure.message)
+            log.error(
+                "batch %(batch)s is given up: %(reason)s",
+                {"event": "batch_given_up", "batch": batch.id, "reason": failure.message},
+            )
             self._batches.give_up(batch, failure)
             return
         self._batches.expect_watcher(batch)
-        done = f"{batch.log.recorded} of {batch.total} items recorded"
+        done = {"batch": batch.id, "recorded": batch.log.recorded, "total": batch.total}
         if self._policy == "hold":
             batch.state = BatchState.HELD
-            log.warning("batch %s is held: %s", batch.id, done)
+            log.warning(
+                "batch %(batch)s is held: %(recorded)d of %(total)d items recorded", {"event": "batch_held", **done}
+            )
             return
-        log.warning("batch %s resumes: %s", batch.id, done)
+        log.warning(
+            "batch %(batch)s resumes: %(recorded)d of %(total)d items recorded", {"event": "batch_resumed", **done}
+        )
         resumed = records.BatchResumed(batch.id, attempt, self._around.wall_time(), deaths)
         self._around.recorder.append(records.BATCH_RESUMED, records.encode(resumed))
         self._batches.start(batch)

@@ -87,7 +87,10 @@ class Retention:
         pruned = Pruned(len(segments), sum(segment.bytes for segment in segments), batches)
         kept = records.Retention(number, self._history.horizon, self._wall_time(), batches)
         self._recorder.append(records.RETENTION, records.encode(kept))
-        log.info("%d segments of the log with %d batches were removed: retention", len(segments), batches)
+        log.info(
+            "%(segments)d segments of the log with %(batches)d batches were removed: retention",
+            {"event": "log_pruned", "segments": len(segments), "batches": batches},
+        )
         return pruned
 
     def use(self, limits: Limits) -> None:
@@ -117,7 +120,7 @@ class Retention:
             except LoopaidError:  # while the index is built anew
                 held_until = self._wall_time() + REBUILD_RETRY_S
             except JournalError as error:
-                log.error("%s", error)
+                log.error("%(reason)s", {"event": "log_not_pruned", "reason": error})
             again_at = min(held_until, self._judge(self.limits).again_at)
             with trio.move_on_after(min(max(again_at - self._wall_time(), 0.0), LOOK_EVERY_S)):
                 await self._due.wait()
@@ -129,7 +132,10 @@ class Retention:
             if batch.state is BatchState.HELD:
                 due_at = batch.opened.opened_at + self.limits.days_max * _DAY_S
                 if due_at <= self._wall_time():
-                    log.warning("batch %s was held for %g days and is cancelled", batch.id, self.limits.days_max)
+                    log.warning(
+                        "batch %(batch)s was held for %(days)g days and is cancelled",
+                        {"event": "batch_held_too_long", "batch": batch.id, "days": self.limits.days_max},
+                    )
                     self._intake.cancel(batch, f"it was held for {self.limits.days_max:g} days")
                 else:
                     next_at = min(next_at, due_at)

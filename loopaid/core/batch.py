@@ -123,6 +123,11 @@ class BatchProgress:
         return self._pending[0] if self._pending and not self._ending else None
 
     @property
+    def rest(self) -> ItemStatus | None:
+        """What becomes of items that are not begun; None while they may be."""
+        return self._ending.status if self._ending is not None else None
+
+    @property
     def recallable(self) -> int:
         """Items that were sent ahead and not begun, so that another session could have them."""
         return 0 if self._ending else sum([len(flight) - 1 for flight in self._flights.values() if len(flight)])

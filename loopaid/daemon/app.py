@@ -182,7 +182,10 @@ def _store(directory: Path, config: Config, disk: Disk) -> Iterator[Store]:
     )
     report = store.recovery
     if report.torn_file:
-        log.warning("%s: a torn tail of %d bytes was set aside as %s", directory, report.torn_bytes, report.torn_file)
+        log.warning(
+            "%(directory)s: a torn tail of %(bytes)d bytes was set aside as %(file)s",
+            {"event": "torn_tail", "directory": str(directory), "bytes": report.torn_bytes, "file": report.torn_file},
+        )
     try:
         yield store
     finally:

@@ -122,7 +122,10 @@ class ClientStream:
             try:
                 await self._receive_all(nursery)
             except ProtocolViolation as violation:
-                log.info("client uid=%d pid=%d: %s", self.peer.uid, self.peer.pid, violation)
+                log.info(
+                    "client uid=%(uid)d pid=%(pid)d: %(reason)s",
+                    {"event": "client_garbage", "uid": self.peer.uid, "pid": self.peer.pid, "reason": violation},
+                )
                 self._put(self._error(CONNECTION, violation.info()))
                 self._ending = True  # the sender ends everything once this is out
                 self._outbox_changed.set()
@@ -200,7 +203,10 @@ class ClientStream:
         elif isinstance(error, JournalPoisoned):
             info = ErrorInfo(code=ErrorCode.DURABILITY_UNKNOWN, message=str(error), request_id=request_id)
         else:
-            log.error("request %d of uid=%d: %s", request_id, self.peer.uid, error)
+            log.error(
+                "a request of uid=%(uid)d: %(reason)s",
+                {"event": "log_unreadable", "uid": self.peer.uid, "reason": error},
+            )
             message = f"the log cannot be read: {error}"
             info = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message, request_id=request_id)
         return self._error(request_id, info)
@@ -260,10 +266,8 @@ class ClientStream:
                 self._note_settled()
         except trio.TooSlowError:
             log.warning(
-                "client uid=%d pid=%d cut off: it read nothing for %g s",
-                self.peer.uid,
-                self.peer.pid,
-                self._stalled_s,
+                "client uid=%(uid)d pid=%(pid)d cut off: it read nothing for %(after_s)g s",
+                {"event": "client_cut_off", "uid": self.peer.uid, "pid": self.peer.pid, "after_s": self._stalled_s},
             )
         except OSError:  # it is gone, which the reader may not have noticed yet
             pass

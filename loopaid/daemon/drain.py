@@ -29,7 +29,7 @@ class Drain:
     def ask(self, by: str) -> None:
         """Take nothing new from now on, and end. Does nothing the second time."""
         if not self.asked.is_set():
-            log.info("draining after %s", by)
+            log.info("draining after %(by)s", {"event": "daemon_draining", "by": by})
             self._intake.draining = True
             self.asked.set()
 
@@ -39,6 +39,7 @@ class Drain:
             await self._batches.wait_idle()
         if self.unfinished:
             log.warning(
-                "%d batches are unfinished after %g s and go on with the next start", self.unfinished, timeout_s
+                "%(batches)d batches are unfinished after %(after_s)g s and go on with the next start",
+                {"event": "drain_timed_out", "batches": self.unfinished, "after_s": timeout_s},
             )
         self.over.set()

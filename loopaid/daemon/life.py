@@ -46,8 +46,22 @@ async def live(
         async with open_daemon(config, state_dir) as daemon, open_listener(daemon, where) as listener:
             gc.freeze()  # what is there now stays; the collector need not look at it again
             for note in daemon.provider.notes:
-                log.warning("%s", note)
-            log.info("ready on %s, state in %s", listener.path, state_dir)
+                log.warning("%(note)s", {"event": "provider_note", "note": note})
+            for language in daemon.pools.languages:
+                if (problem := daemon.provider.problem(language)) is not None:
+                    log.error(
+                        "%(language)s programs cannot run: %(reason)s",
+                        {
+                            "event": "language_unavailable",
+                            "language": language,
+                            "code": problem.code,
+                            "reason": problem.message,
+                        },
+                    )
+            log.info(
+                "ready on %(socket)s, state in %(state_dir)s",
+                {"event": "daemon_ready", "socket": listener.path, "state_dir": str(state_dir)},
+            )
             await notifier.tell(READY=1, STATUS=f"ready on {listener.path}")
             if ready_fd is not None:
                 os.write(ready_fd, b"READY\n")
@@ -58,7 +72,7 @@ async def live(
                 await daemon.drain.asked.wait()
                 await _drain(daemon, listener, notifier)
                 nursery.cancel_scope.cancel()
-    log.info("stopped")
+    log.info("stopped", {"event": "daemon_stopped"})
 
 
 async def _heed(
@@ -70,7 +84,10 @@ async def _heed(
             await notifier.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
             await notifier.tell(READY=1, STATUS=reload(daemon, read))
         elif ended:
-            log.warning("a second signal: stopping at once; unfinished batches go on with the next start")
+            log.warning(
+                "a second signal: stopping at once; unfinished batches go on with the next start",
+                {"event": "drain_aborted"},
+            )
             life.cancel()
         else:
             ended = True

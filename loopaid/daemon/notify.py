@@ -39,7 +39,12 @@ class Notifier:
                 await sock.send(message.encode())
         except (OSError, trio.TooSlowError) as error:
             log.warning(
-                "the service manager was not told %s: %s", ", ".join(assignments), str(error) or "it takes nothing"
+                "the service manager was not told %(what)s: %(reason)s",
+                {
+                    "event": "manager_not_told",
+                    "what": ", ".join(assignments),
+                    "reason": str(error) or "it takes nothing",
+                },
             )
 
     async def keep_watchdog(self, beat: Callable[[], Awaitable[None]]) -> None:

@@ -54,7 +54,7 @@ def reload(daemon: Daemon, read: Callable[[], Config]) -> str:
     try:
         changed = changes(daemon.config, read())
     except ConfigError as error:
-        log.error("the configuration stays as it was: %s", error)
+        log.error("the configuration stays as it was: %(reason)s", {"event": "not_reloaded", "reason": error})
         return f"not reloaded: {error}"
     taken = {key: value for key, (_, value) in changed.items() if key in RELOADED}
     _apply(daemon, with_values(daemon.config, taken))
@@ -62,9 +62,15 @@ def reload(daemon: Daemon, read: Callable[[], Config]) -> str:
         set_up_logging(daemon.config.daemon.log_level, daemon.config.daemon.log_format)
     for key, (before, after) in changed.items():
         if key in RELOADED:
-            log.info("%s is now %r, it was %r", key, after, before)
+            log.info(
+                "%(key)s is now %(after)r, it was %(before)r",
+                {"event": "key_reloaded", "key": key, "after": after, "before": before},
+            )
         else:
-            log.warning("%s stays %r: %r takes a restart", key, before, after)
+            log.warning(
+                "%(key)s stays %(before)r: %(after)r takes a restart",
+                {"event": "key_takes_restart", "key": key, "before": before, "after": after},
+            )
     told = f"{len(taken)} keys reloaded"
     waiting = [key for key in changed if key not in RELOADED]
     return f"{told}; a restart is needed for {', '.join(waiting)}" if waiting else told

@@ -65,7 +65,9 @@ class Listener:
                     if error.errno not in EXHAUSTED:
                         raise
                     if not exhausted:
-                        log.error("no client can be accepted: %s", error)
+                        log.error(
+                            "no client can be accepted: %(reason)s", {"event": "clients_not_accepted", "reason": error}
+                        )
                     exhausted = True
                     await trio.sleep(EXHAUSTED_PAUSE_S)
                     continue
@@ -77,7 +79,10 @@ class Listener:
             peer = peer_of(stream.socket, self._admin_gid)
             limits = self._daemon.config.socket
             if (refusal := self._refusal(peer)) is not None:
-                log.info("client uid=%d pid=%d refused: %s", peer.uid, peer.pid, refusal.message)
+                log.info(
+                    "client uid=%(uid)d pid=%(pid)d refused: %(reason)s",
+                    {"event": "client_refused", "uid": peer.uid, "pid": peer.pid, "reason": refusal.message},
+                )
                 with suppress(trio.BrokenResourceError):  # gone already
                     self.refused[refusal.code] += 1
                     await stream.send_all(ServerConnection(Hello()).error(CONNECTION, refusal))
@@ -155,7 +160,10 @@ def _socket_gid(config: Config) -> int:
         return -1
     gid = gid_of(config.socket.group)
     if gid is None:
-        log.info("there is no group %s: only root can connect", config.socket.group)
+        log.info(
+            "there is no group %(group)s: only root can connect",
+            {"event": "no_socket_group", "group": config.socket.group},
+        )
         return -1
     return gid
 

@@ -264,7 +264,7 @@ async def test_what_happens_to_a_batch_is_logged(run: Run, caplog: pytest.LogCap
     batch_id = ran.summary.batch_id
     lines = [(record.levelname, record.getMessage()) for record in caplog.records if batch_id in record.getMessage()]
     assert lines[0] == ("INFO", f"batch {batch_id} started: task t, 3 items, concurrency 1")
-    assert ("WARNING", f"batch {batch_id}: stopping, 1 sessions finish their item") in lines
+    assert ("WARNING", f"batch {batch_id}: stopping at its first error, 1 sessions finish their item") in lines
     assert lines[-1][1].startswith(f"batch {batch_id} done: 1/3 succeeded in ")
 
 

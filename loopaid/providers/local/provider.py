@@ -213,7 +213,10 @@ def _capture_file(name: str, owner: contextlib.ExitStack) -> int:
 def _prepare(config: Config, tag: str) -> Parts:
     orphans = end_orphans(tag)
     if orphans:
-        log.warning("ended %d processes that sessions of an earlier daemon had left behind", orphans)
+        log.warning(
+            "ended %(processes)d processes that sessions of an earlier daemon had left behind",
+            {"event": "orphans_ended", "processes": orphans},
+        )
     return find_parts(config)
 
 
