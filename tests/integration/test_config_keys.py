@@ -1,4 +1,4 @@
-"""Every key of the configuration changes something: here are those that no test of what they govern sets by itself."""
+"""Every key of the configuration changes something: which test shows what, and those that have no better place."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from loopaid.config import (
     DaemonSection,
     ExecutionSection,
     LanguageSection,
+    LogSection,
     PoolSection,
     SandboxSection,
     SocketSection,
@@ -30,9 +31,11 @@ from loopaid.config import (
     resolve_daemon_socket,
     resolve_state_dir,
 )
+from loopaid.daemon.app import open_daemon
 from loopaid.daemon.logging import set_up_logging
 from loopaid.daemon.server import bind
 from loopaid.errors import LoopaidError
+from loopaid.journal.reserve import RESERVE_NAME
 from loopaid.model import Isolation, Language
 from loopaid.providers.local.provider import open_local_provider
 from loopaid.testing.other_users import STRANGER
@@ -44,17 +47,100 @@ ECHO = "def main(value):\n    return value\n"
 LIMITS = "import os, resource\n\ndef main(name):\n    return resource.getrlimit(getattr(resource, name))[0]\n"
 
 
-def test_every_key_is_set_by_some_test() -> None:
-    texts = [path.read_text() for path in TESTS.rglob("test_*.py") if path.name != "test_config.py"]
-    unset = []
-    for key in effective(Config()):
-        section, name = key.rsplit(".", 1)
-        variable = key.replace(".", "__")
-        kind = "Language" if section == "pool.python" else section.capitalize()
-        pattern = re.compile(rf"\b{variable}=|LOOPAID_{variable.upper()}\b|\b{kind}Section\([^)]*\b{name}=")
-        if not any(pattern.search(text) for text in texts):
-            unset.append(key)
-    assert unset == []
+SHOWN_BY = {
+    "integration/test_config_keys.py": {
+        "test_state_dir_and_socket_path": "daemon.state_dir socket.path",
+        "test_log_level": "daemon.log_level",
+        "test_log_format": "daemon.log_format",
+        "test_mode_and_group": "socket.group",
+        "test_admin_group": "socket.admin_group",
+        "test_connections_max": "socket.connections_max",
+        "test_durability": "log.durability",
+        "test_segment_bytes": "log.segment_bytes",
+        "test_reserve_bytes": "log.reserve_bytes",
+        "test_the_isolation_that_a_batch_does_not_say": "execution.isolation",
+        "test_what_a_batch_does_not_say": "execution.timeout_ms batch.max_concurrency",
+        "test_slice_ms": "pool.slice_ms",
+        "test_what_the_sandbox_lacks_is_named": "pool.python.interpreter pool.python.environment sandbox.bwrap",
+        "test_limits_of_the_sandbox": "sandbox.memory_bytes sandbox.processes_max sandbox.files_max sandbox.tmp_bytes",
+        "test_source_bytes_max": "limits.source_bytes_max",
+    },
+    "daemon/test_life.py": {
+        "test_what_a_drain_has_no_time_for_goes_on_with_the_next_start": "daemon.drain_timeout_s",
+    },
+    "faults/test_recovery.py": {
+        "test_hold_waits_for_a_later_start_or_a_cancel": "daemon.recovery",
+        "test_after_attempts_max_deaths_a_batch_is_given_up": "execution.attempts_max",
+    },
+    "daemon/test_socket.py": {
+        "test_the_socket_has_its_mode_before_anybody_can_connect": "socket.mode",
+    },
+    "integration/test_quotas.py": {
+        "test_connections_beyond_those_allowed_are_told_so_and_closed": "socket.connections_per_uid_max",
+        "test_one_user_with_many_batches_does_not_lock_others_out": "batch.queued_per_uid_max",
+        "test_what_one_user_leaves_in_the_log_is_bounded_until_it_has_run": "batch.bytes_per_uid_max",
+    },
+    "integration/test_submission.py": {
+        "test_requests_beyond_those_allowed_in_flight_are_refused": "socket.requests_in_flight_max",
+        "test_a_batch_has_at_most_items_max_items": "batch.items_max",
+        "test_at_most_queued_max_batches_are_unfinished": "batch.queued_max",
+        "test_an_input_has_at_most_input_bytes_max_bytes": "limits.input_bytes_max",
+    },
+    "faults/test_slow_clients.py": {
+        "test_a_client_that_stops_reading_is_cut_off_and_goes_on_by_its_cursor": "socket.stalled_client_timeout_s",
+    },
+    "faults/test_retention_and_batches.py": {
+        "test_the_log_keeps_to_its_size_and_what_went_is_called_expired": "log.retention_bytes",
+        "test_old_segments_go_when_their_days_are_over": "log.retention_days",
+    },
+    "integration/test_isolation.py": {
+        "test_standard_as_the_configured_provider": "execution.provider",
+    },
+    "actors/test_attached_batches.py": {
+        "test_whoever_comes_back_has_the_whole_grace_again": "batch.attached_grace_s",
+    },
+    "actors/test_pools.py": {
+        "test_two_batches_of_one_program_take_turns_on_one_session": "pool.sessions_max",
+        "test_warm_sessions_are_there_before_anybody_asks_and_are_refilled": "pool.python.warm_min",
+    },
+    "integration/test_scheduling.py": {
+        "test_idle_sessions_are_closed_and_spares_are_kept": "pool.idle_timeout_s",
+        "test_a_session_that_is_too_old_is_replaced_under_a_running_batch": "pool.lifetime_max_s",
+        "test_sessions_are_replaced_after_executions_max": "pool.executions_max",
+        "test_an_exec_that_gets_no_session_in_time_says_so": "pool.lease_wait_ms",
+        "test_a_batch_may_want_more_sessions_than_the_language_has": "pool.python.size_max",
+    },
+    "daemon/test_checks.py": {
+        "test_unconfined_is_a_warning_and_python_still_says_hello": "sandbox.kind",
+    },
+    "integration/test_outcomes.py": {
+        "test_an_output_over_the_limit_is_invalid_and_one_of_that_size_is_not": "limits.output_bytes_max",
+        "test_what_an_item_prints_belongs_to_it_and_is_cut_at_the_limit": (
+            "limits.stdout_bytes_max limits.stderr_bytes_max"
+        ),
+    },
+}
+"""By file and test: the keys whose effect it shows, separated by spaces."""
+
+
+def test_every_key_has_a_test_that_shows_what_it_does() -> None:
+    shown: list[str] = []
+    for file, tests in SHOWN_BY.items():
+        text = (TESTS / file).read_text()
+        for test, keys in tests.items():
+            assert re.search(rf"^(async )?def {test}\(", text, re.MULTILINE), f"{file} has no {test}"
+            for key in keys.split():
+                assert sets(key, text), f"{file} does not set {key}"
+            shown += keys.split()
+    assert sorted(shown) == sorted(effective(Config()))
+
+
+def sets(key: str, text: str) -> bool:
+    section, name = key.rsplit(".", 1)
+    variable = key.replace(".", "__")
+    kind = "Language" if section == "pool.python" else section.capitalize()
+    pattern = rf"\b{variable}=|LOOPAID_{variable.upper()}\b|\b{kind}Section\([^)]*\b{name}="
+    return re.search(pattern, text) is not None
 
 
 @pytest.fixture
@@ -194,3 +280,22 @@ async def test_limits_of_the_sandbox(run: Any) -> None:
 async def test_segment_bytes(run: Any, client: Client) -> None:
     await run(ECHO, ["x" * 900_000] * 3)
     assert (await client.log_info()).segments >= 3
+
+
+@pytest.mark.parametrize(("durability", "synced"), [("durable", True), ("os", False)])
+async def test_durability(durability: Any, synced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", syncs.append)
+    config = Config(log=LogSection(durability=durability), pool=PoolSection(python=LanguageSection(warm_min=0)))
+    async with open_daemon(config, tmp_path) as daemon:
+        before = len(syncs)
+        await daemon.catalog.put_task(1, "t", None, create_only=False)
+        assert (len(syncs) > before) is synced
+
+
+@pytest.mark.parametrize("reserve_bytes", [0, 3 << 20])
+async def test_reserve_bytes(reserve_bytes: int, tmp_path: Path) -> None:
+    config = Config(log=LogSection(reserve_bytes=reserve_bytes), pool=PoolSection(python=LanguageSection(warm_min=0)))
+    async with open_daemon(config, tmp_path):
+        reserve = tmp_path / "records" / RESERVE_NAME
+        assert (reserve.stat().st_size if reserve.exists() else 0) == reserve_bytes
