@@ -140,3 +140,30 @@ def test_the_directory_of_the_socket_can_be_made(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     directory = (tmp_path / "run/loopaid").stat()
     assert stat.S_IMODE(directory.st_mode) == 0o750
+
+
+def test_the_five_lines_of_the_readme_install_it(tmp_path: Path) -> None:
+    """All but the first one, which takes a network, below a directory of our own."""
+    if os.geteuid() != 0 or shutil.which("systemctl") is None:
+        pytest.skip("only root gives a directory to a group, with the tools of systemd")
+    text = (UNITS.parent / "README.md").read_text().partition("\n## Installing the service in five lines\n")[2]
+    lines = re.findall(r"^# (.+)$", text.partition("```console\n")[2].partition("```")[0], re.MULTILINE)
+    assert len(lines) == 5
+    assert lines[0].startswith("python3 -m venv /opt/loopaid && ")
+    for line in lines[1:]:
+        # Nothing of it may reach the machine's own files, whatever becomes of the README.
+        ours = (
+            line.replace("systemctl daemon-reload && ", "").replace(" --now", "").replace(" /etc/", f" {tmp_path}/etc/")
+        )
+        ours = re.sub(r"(systemd-sysusers|systemd-tmpfiles|systemctl)", rf"\1 --root={tmp_path}", ours)
+        assert re.fullmatch(
+            rf"(install -D -m 644( -t {tmp_path}\S+)?( systemd/\S+)+( {tmp_path}\S+)?( && )?)?"
+            rf"(system\S+ --root={tmp_path}( --create| enable)?( loopaid\.\w+)+)?",
+            ours,
+        ), ours
+        done = subprocess.run(["bash", "-ec", ours], cwd=UNITS.parent, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    units = tmp_path / "etc/systemd/system"
+    assert sorted(path.name for path in units.glob("*.wants/*")) == ["loopaid.service", "loopaid.socket"]
+    assert (units / "loopaid.service").read_text() == SERVICE
+    assert stat.S_IMODE((tmp_path / "run/loopaid").stat().st_mode) == 0o750

@@ -71,6 +71,10 @@ def reload(daemon: Daemon, read: Callable[[], Config]) -> str:
                 "%(key)s stays %(before)r: %(after)r takes a restart",
                 {"event": "key_takes_restart", "key": key, "before": before, "after": after},
             )
+    log.info(
+        "the configuration was read again: %(taken)d of %(changed)d changed keys taken over",
+        {"event": "config_reloaded", "taken": len(taken), "changed": len(changed)},
+    )
     told = f"{len(taken)} keys reloaded"
     waiting = [key for key in changed if key not in RELOADED]
     return f"{told}; a restart is needed for {', '.join(waiting)}" if waiting else told

@@ -174,6 +174,8 @@ async def test_what_cannot_be_taken_over_is_named_and_stays(
         "daemon.state_dir stays '': '/srv' takes a restart",
         "log.segment_bytes stays 67108864: 1048576 takes a restart",
         "pool.slice_ms is now 50, it was 100",
+        "the configuration was read again: 1 of 3 changed keys taken over",
+        "the configuration was read again: 0 of 0 changed keys taken over",
     ]
 
 

@@ -38,7 +38,7 @@ def _user_namespaces() -> Check:
         return Check(name, CheckState.FAIL, "kernel.unprivileged_userns_clone is 0", fix)
     if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
         detail = "AppArmor allows them to programs with a profile only"
-        fix = "install the distribution's bubblewrap: the profile is bound to /usr/bin/bwrap"
+        fix = "install the distribution's bubblewrap and load bwrap-userns-restrict, the profile of /usr/bin/bwrap"
         return Check(name, CheckState.WARN, detail, fix)
     return Check(name, CheckState.OK, f"at most {allowed}")
 
