@@ -441,7 +441,7 @@ async def test_a_client_that_vanishes_leaves_nothing(
         for summary in await client.list_batches():
             if summary.state is BatchState.RECEIVING:  # it may be gone on with for a minute
                 await client.cancel_batch(summary.batch_id)
-        while inside.daemon.batches.unfinished:
+        while inside.daemon.batches._unfinished:  # those that have ended and still return their sessions as well
             await inside.daemon.batches._changed.wait()
         await wait_all_tasks_blocked()
         assert (await client.status()).connections == 1, point
