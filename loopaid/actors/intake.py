@@ -120,10 +120,21 @@ class Intake:
         return batch, True
 
     def add_items(self, batch: Batch, chunk: ItemsChunk, *, deferred: bool = False) -> None:
-        """Append a chunk; it is durable when the recorder has committed."""
+        """Append a chunk; it is durable when the recorder has committed.
+
+        Several clients may send the items of one idempotency key at once: each item is taken from who is first.
+        """
+        received = batch.log.received
+        due = received
+        if batch.opened.idempotency_key is not None and 0 <= chunk.first < received:
+            if chunk.count > 0 and chunk.first + chunk.count <= self._known(batch):
+                return
+            due = chunk.first
         receiving = self._receiving_of(batch)
         input_bytes_max = self.config.limits.input_bytes_max
-        chunk = check_chunk(chunk, received=batch.log.received, input_bytes_max=input_bytes_max)
+        chunk = check_chunk(chunk, received=due, input_bytes_max=input_bytes_max)
+        if due < received:
+            chunk = chunk.rest(received)
         self._check_total(batch.log.received + chunk.count)
         check_room(self.config.batch, batch, chunk, self._batches.unfinished)
         self._around.recorder.check_accepting()
@@ -268,6 +279,10 @@ class Intake:
             raise LoopaidError.from_info(problem)
         self._around.recorder.check_accepting()
         check_queue(self.config.batch, uid, self._batches.unfinished)
+
+    def _known(self, batch: Batch) -> int:
+        """How many items of a batch are taken: none of one that was dropped."""
+        return batch.log.received if batch.id in self._receiving else batch.total
 
     def _receiving_of(self, batch: Batch) -> Receiving:
         receiving = self._receiving.get(batch.id)

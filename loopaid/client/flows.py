@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeVar
 
-from loopaid.client.requests import chunk_from, chunks
+from loopaid.client.requests import chunks
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import BatchState, BatchSummary, RequestedOptions
 from loopaid.wire.messages import (
@@ -103,7 +103,7 @@ def _send_items(opened: BatchOpened, parts: Iterable[ItemsChunk]) -> Flow[int]:
         total = part.first + part.count
         if total <= opened.received:
             continue
-        chunk = chunk_from(part, opened.received) if part.first < opened.received else part
+        chunk = part.rest(opened.received) if part.first < opened.received else part
         if len(unacknowledged) == CHUNKS_IN_FLIGHT_MAX:
             yield Finish(unacknowledged.popleft(), ItemsDurable)
         unacknowledged.append((yield Start(AddItems(batch_id=opened.batch_id, items=chunk))))

@@ -147,18 +147,6 @@ def chunks(items: Iterable[object], input_bytes_max: int) -> Iterator[ItemsChunk
         yield chunk.build()
 
 
-def chunk_from(chunk: ItemsChunk, first: int) -> ItemsChunk:
-    """The part of a chunk that begins at item `first` of the batch."""
-    skipped = first - chunk.first
-    return ItemsChunk(
-        first=first,
-        count=chunk.count - skipped,
-        inputs=b"\n".join(chunk.inputs.split(b"\n")[skipped:]),
-        ids=chunk.ids and chunk.ids[skipped:],
-        forced=[position - skipped for position in chunk.forced if position >= skipped],
-    )
-
-
 def encode_input(value: object, input_bytes_max: int, index: int | None = None) -> bytes:
     """Write one input, that of item `index`, as one line of JSON. Raises LoopaidError(INVALID_REQUEST, LIMIT_EXCEEDED).
 

@@ -131,6 +131,17 @@ class ItemsChunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     ids: Annotated[list[str], msgspec.Meta(max_length=ITEMS_PER_CHUNK_MAX)] | None = None
     forced: Annotated[list[int], msgspec.Meta(max_length=ITEMS_PER_CHUNK_MAX)] = []
 
+    def rest(self, first: int) -> ItemsChunk:
+        """The part that begins at item `first` of the batch."""
+        skipped = first - self.first
+        return ItemsChunk(
+            first=first,
+            count=self.count - skipped,
+            inputs=b"\n".join(self.inputs.split(b"\n")[skipped:]),
+            ids=self.ids and self.ids[skipped:],
+            forced=[position - skipped for position in self.forced if position >= skipped],
+        )
+
 
 class OpenBatch(Request, frozen=True, tag="batch.open"):
     """Begin a streamed submission. With a known idempotency key the answer says where to go on."""

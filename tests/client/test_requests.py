@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopaid.client.requests import batch_options, chunk_from, chunks, encode_input
+from loopaid.client.requests import batch_options, chunks, encode_input
 from loopaid.errors import LoopaidError
 from loopaid.model import Isolation, Item, RequestedOptions
 from loopaid.wire.messages import CHUNK_BYTES_TARGET, ITEMS_PER_CHUNK_MAX, ItemsChunk
@@ -161,7 +161,7 @@ def test_the_rest_of_a_chunk_holds_the_same_items(values: list[int], cut: int, n
     items = [Item(input=v, id=f"i{n}" if named else None, force_validation=v % 2 == 0) for n, v in enumerate(values)]
     (part,) = chunks(items, NO_LIMIT)
     first = cut % len(values)
-    assert items_of([chunk_from(part, first)]) == items_of([part])[first:]
+    assert items_of([part.rest(first)]) == items_of([part])[first:]
 
 
 def test_options_that_are_left_out_are_left_to_the_daemon() -> None:

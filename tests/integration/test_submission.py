@@ -291,6 +291,43 @@ async def test_a_batch_that_is_submitted_twice_at_once_is_one_batch(raw: Any, cl
     assert len(await client.list_batches()) == 2
 
 
+async def test_several_clients_may_send_the_items_of_one_key_at_once(raw: Any, connect: Any, client: Client) -> None:
+    async with connect() as other:
+        await other.greet()
+        batch_id = (await raw.ask(OpenBatch(task="t", idempotency_key="k"))).batch_id
+        assert (await other.ask(OpenBatch(task="t", idempotency_key="k"))).received == 0
+
+        async def add(sender: Any, items: ItemsChunk) -> int:
+            return int((await sender.ask(AddItems(batch_id=batch_id, items=items))).received)
+
+        async def refused(items: ItemsChunk) -> tuple[str, str | None]:
+            return await refusal(other, AddItems(batch_id=batch_id, items=items))
+
+        assert await add(raw, chunk(0, 0, 1, ids=["a", "b"])) == 2
+        assert await add(other, chunk(0, 0, 1, ids=["a", "b"])) == 2
+        assert await add(other, chunk(2, 2, ids=["c"])) == 3
+        assert await add(raw, chunk(1, 1, 2, 3, ids=["b", "c", "d"], forced=(0, 2))) == 4
+        invalid = ErrorCode.INVALID_REQUEST
+        assert await refused(chunk(-1, 0)) == (invalid, "items.first")
+        assert await refused(chunk(5, 0)) == (invalid, "items.first")
+        assert await refused(ItemsChunk(3, -3, b"1")) == (invalid, "items.count")
+        assert await refused(ItemsChunk(3, 2, b"1")) == (invalid, "items.inputs")
+        assert (await raw.ask(CloseBatch(batch_id=batch_id, total=4))).total == 4
+        assert await add(other, chunk(2, 2, 3, ids=["c", "d"])) == 4
+        assert await refused(chunk(3, 3, 4)) == (ErrorCode.BATCH_NOT_OPEN, None)
+        assert (await other.ask(CloseBatch(batch_id=batch_id, total=4))).total == 4
+    assert await results_of(client, batch_id) == [("a", 0), ("b", 1), ("c", 2), ("d", 3)]
+    assert (await client.show_batch(batch_id)).sampled_count == 1
+
+
+async def test_what_was_dropped_has_no_items_of_its_key(raw: Any, client: Client) -> None:
+    batch_id = (await raw.ask(OpenBatch(task="t", idempotency_key="k"))).batch_id
+    add = AddItems(batch_id=batch_id, items=chunk(0, "a"))
+    await raw.ask(add)
+    await client.cancel_batch(batch_id)
+    assert await refusal(raw, add) == (ErrorCode.BATCH_NOT_OPEN, None)
+
+
 async def test_a_submission_in_one_frame_is_answered_again_when_its_answer_was_lost(
     raw: Any, connect: Any, client: Client
 ) -> None:
