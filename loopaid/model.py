@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.errors import ErrorCode, ErrorInfo, LoopaidError
 
 ITEM_ID_BYTES_MAX: Final = 256
 MAX_CONCURRENCY: Final = 100
@@ -218,7 +218,8 @@ class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a batch as a whole. Times are Unix seconds; None means not yet."""
+    """What is known of a batch as a whole. Times are Unix seconds; None means not yet. `error` says of a batch that
+    failed that this was no doing of its program."""
 
     batch_id: str
     uid: int
@@ -243,6 +244,7 @@ class BatchSummary(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: LatencySummary = LatencySummary()
     sessions_used: int = 0
     reason: str = ""
+    error: ErrorInfo | None = None
     durability: str = "durable"
     pool: PoolStatistics | None = None
 

@@ -20,6 +20,7 @@ from loopaid.actors.recorder import Recorder
 from loopaid.core.batch import BatchProgress
 from loopaid.core.latency import LatencyHistogram
 from loopaid.core.tally import Tally
+from loopaid.errors import ErrorCode, ErrorInfo
 from loopaid.model import STATUSES, Artifact, BatchState, BatchSummary, ItemStatus, Language
 from loopaid.wire.rows import BlockHead, encode_block
 
@@ -107,9 +108,15 @@ class Batch:
             latency_ms=ended.latency if ended is not None else self.latencies.summary(),
             sessions_used=ended.sessions_used if ended is not None else len(self.sessions_used),
             reason=self.reason,
+            error=self._error(),
             durability="durable" if self._around.recorder.durable else "os",
             pool=self._around.pools.statistics(self.language),
         )
+
+    def _error(self) -> ErrorInfo | None:
+        if self.state is not BatchState.FAILED:
+            return None
+        return ErrorInfo(code=ErrorCode.BATCH_EXECUTION_ERROR, message=self.reason)
 
     @property
     def counted(self) -> Mapping[int, int]:

@@ -80,6 +80,7 @@ def batch_object(batch: BatchSummary) -> JsonObject:
         "durability sessions_used"
     )
     described |= {name: getattr(batch, name) for name in plain.split()}
+    described["error"] = msgspec.to_builtins(batch.error)
     for name in ("submitted_at", "started_at", "completed_at"):
         described[name] = iso_time(getattr(batch, name))
     described["total_duration_ms"] = batch.total_duration_ms
