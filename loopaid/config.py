@@ -73,7 +73,7 @@ class LogSection(Section, frozen=True):
 
 
 class ExecutionSection(Section, frozen=True):
-    provider: Literal["local", "standard"] = "local"
+    provider: Literal["local", "standard", "codebeaker"] = "local"
     isolation: Isolation = Isolation.SESSION
     timeout_ms: Annotated[int, Meta(ge=1, le=TIMEOUT_MS_MAX)] = 30_000
     attempts_max: Annotated[int, Meta(ge=1, le=100)] = 3
@@ -118,6 +118,29 @@ class SandboxSection(Section, frozen=True):
     tmp_bytes: Annotated[int, Meta(ge=4 * _KIB, le=1024 * _GIB)] = 64 * _MIB
 
 
+class LanguageMapping(Section, frozen=True):
+    python: Annotated[str, Meta(min_length=1, max_length=100, description="the server's name for it")] = "python"
+
+
+class RuntimeMapping(Section, frozen=True):
+    python: Literal["Docker", "Python"] = "Docker"
+
+
+class CodeBeakerSection(Section, frozen=True):
+    url: Annotated[str, Meta(pattern="^wss?://[^/]+", description='a URL such as "wss://host:443/ws/jsonrpc"')] = (
+        "ws://localhost:5000/ws/jsonrpc"
+    )
+    connect_timeout_s: Annotated[float, Meta(ge=0.1, le=600)] = 10.0
+    session_idle_minutes: Annotated[int, Meta(ge=1, le=1440)] = 30
+    session_lifetime_minutes: Annotated[int, Meta(ge=1, le=1440)] = 120
+    memory_mb: Annotated[int, Meta(ge=16, le=1_048_576)] = 512
+    cpu_shares: Annotated[int, Meta(ge=2, le=262_144)] = 1024
+    token_file: AbsolutePath = ""
+    rerun_uncertain: bool = True
+    language_mapping: LanguageMapping = LanguageMapping()
+    runtime_mapping: RuntimeMapping = RuntimeMapping()
+
+
 class LimitsSection(Section, frozen=True):
     input_bytes_max: ValueBytes = _MIB
     output_bytes_max: ValueBytes = _MIB
@@ -135,6 +158,7 @@ class Config(Section, frozen=True):
     pool: PoolSection = PoolSection()
     sandbox: SandboxSection = SandboxSection()
     limits: LimitsSection = LimitsSection()
+    codebeaker: CodeBeakerSection = CodeBeakerSection()
 
 
 class LoadedConfig(msgspec.Struct, frozen=True):

@@ -13,6 +13,8 @@ ITEM_ID_BYTES_MAX: Final = 256
 MAX_CONCURRENCY: Final = 100
 TIMEOUT_MS_MAX: Final = 3_600_000
 PRIORITY_MAX: Final = 9
+LOCAL: Final = "local"
+"""The provider whose sessions run on this machine."""
 TASK_NAME_CHARS_MAX: Final = 200
 
 
@@ -102,7 +104,7 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     timeout_ms: int = 30_000
     priority: int = 5
     isolation: Isolation = Isolation.SESSION
-    provider: str = "local"
+    provider: str = LOCAL
 
     def check(self) -> None:
         """Raise LoopaidError for a value outside its range."""
@@ -124,6 +126,15 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
                 f"priority must be between 0 and {PRIORITY_MAX} (first), not {self.priority}",
                 path="options.priority",
             )
+
+
+def pool_name(provider: str, language: str) -> str:
+    """What the sessions of one language at one provider are called together."""
+    return language if provider == LOCAL else f"{provider}-{language}"
+
+
+def language_of(pool: str) -> Language:
+    return Language(pool.rpartition("-")[2])
 
 
 class RequestedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -149,7 +160,7 @@ class RequestedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                     f"provider `standard` means isolation `process`, not `{self.isolation}`",
                     path="options.isolation",
                 )
-            named |= {"provider": "local", "isolation": Isolation.PROCESS}
+            named |= {"provider": LOCAL, "isolation": Isolation.PROCESS}
         options = msgspec.structs.replace(defaults, **named)
         options.check()
         return options

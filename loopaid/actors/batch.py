@@ -21,7 +21,7 @@ from loopaid.core.batch import BatchProgress
 from loopaid.core.latency import LatencyHistogram
 from loopaid.core.tally import Tally
 from loopaid.errors import ErrorCode, ErrorInfo
-from loopaid.model import STATUSES, Artifact, BatchState, BatchSummary, ItemStatus, Language
+from loopaid.model import STATUSES, Artifact, BatchState, BatchSummary, ItemStatus, pool_name
 from loopaid.wire.rows import BlockHead, encode_block
 
 
@@ -54,7 +54,7 @@ class Batch:
         self.opened = opened
         self.home = home
         self.id = opened.batch_id
-        self.language = Language(opened.language)
+        self.pool = pool_name(opened.options.provider, opened.language)
         self.options = opened.options
         self.artifact = artifact
         self.log = BatchLog(around.recorder.read)
@@ -110,7 +110,7 @@ class Batch:
             reason=self.reason,
             error=self._error(),
             durability="durable" if self._around.recorder.durable else "os",
-            pool=self._around.pools.statistics(self.language),
+            pool=self._around.pools.statistics(self.pool),
         )
 
     def _error(self) -> ErrorInfo | None:

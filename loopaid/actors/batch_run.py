@@ -18,8 +18,8 @@ from loopaid.actors.batch_log import Chunk
 from loopaid.actors.pools import Lease, Refused
 from loopaid.core.batch import Action, BatchProgress, Finish, RecordItem, RecordRange, StopSessions
 from loopaid.core.claims import SessionKey
-from loopaid.core.window import OVERDUE, TARGET_S, WindowSizer
-from loopaid.model import STATUSES, BatchState, Isolation, ItemStatus, ProgramError
+from loopaid.core.window import OVERDUE, WindowSizer
+from loopaid.model import LOCAL, STATUSES, BatchState, Isolation, ItemStatus, ProgramError
 from loopaid.providers.base import EndedBy, LoadFailed, Program, Session, SessionEnded, Window
 from loopaid.wire.rows import Extra, Row, pack_row, range_block, rows_block
 
@@ -56,7 +56,12 @@ class BatchRun:
         self._nursery = nursery
         self._on_over = on_over
         self._accepted_at = trio.current_time()
-        self._sizer = WindowSizer()
+        self._window_s = around.pools.provider(batch.pool).window_s
+        self._sizer = WindowSizer(self._window_s)
+        isolation = batch.options.isolation
+        if isolation is Isolation.PROCESS and batch.options.provider != LOCAL:
+            isolation = Isolation.ITEM  # every command is a process there: the session need not be replaced, too
+        self._isolation = isolation
         self._windows: dict[str, Delivery] = {}
         self._loading: set[Session] = set()
         self._silent = False
@@ -136,18 +141,17 @@ class BatchRun:
         waiting = progress.waiting + (progress.recallable if self._silent else 0)
         wanted = min(self._batch.options.max_concurrency, len(self._windows) + waiting)
         item_s = self._sizer.item_s or 0.0
-        cost_s = max(self._around.pools.start_cost_s(self._batch.language), 0.001)
-        isolation = self._batch.options.isolation
+        cost_s = max(self._around.pools.start_cost_s(self._batch.pool), 0.001)
         # The n-th session saves work / (n - 1) - work / n seconds; where each item needs one anyway it costs nothing.
-        worthwhile = wanted if isolation is Isolation.PROCESS else max(1, self._held)
+        worthwhile = wanted if self._isolation is Isolation.PROCESS else max(1, self._held)
         while worthwhile < wanted and waiting * item_s > cost_s * worthwhile * (worthwhile + 1):
             worthwhile += 1
         if (wanted, worthwhile) != self._claimed:
             self._claimed = (wanted, worthwhile)
             self._around.pools.claim(
                 self._batch.id,
-                language=self._batch.language,
-                key=SessionKey(self._batch.opened.uid, self._batch.opened.digest, isolation),
+                pool=self._batch.pool,
+                key=SessionKey(self._batch.opened.uid, self._batch.opened.digest, self._isolation),
                 priority=self._batch.options.priority,
                 wanted=wanted,
                 worthwhile=worthwhile,
@@ -155,7 +159,7 @@ class BatchRun:
 
     async def _grow(self) -> None:
         """The silence of sessions tells that items are long before their end does."""
-        start_cost_s = max(self._around.pools.start_cost_s(self._batch.language), 0.01)
+        start_cost_s = max(self._around.pools.start_cost_s(self._batch.pool), 0.01)
         delay = start_cost_s
         while not self._progress.finished:
             with trio.move_on_after(delay) as waiting:
@@ -215,7 +219,7 @@ class BatchRun:
                 artifact.language,
                 artifact.shape,
                 artifact.source,
-                self._batch.options.isolation,
+                self._isolation,
             )
             self._loading.add(lease.session)
             try:
@@ -259,7 +263,7 @@ class BatchRun:
 
     async def _recall(self) -> None:
         """Others hold items that they have not begun: take them back from those who are slow."""
-        overdue_s = OVERDUE * TARGET_S
+        overdue_s = OVERDUE * self._window_s
         with trio.move_on_after(overdue_s) as waiting:
             await self._returned.wait()
         if not waiting.cancelled_caught:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -65,7 +65,7 @@ class Intake:
         catalog: Catalog,
         batches: Batches,
         around: Surroundings,
-        provider: Provider,
+        providers: Mapping[str, Provider],
         nursery: trio.Nursery,
     ) -> None:
         self.config = config
@@ -73,7 +73,7 @@ class Intake:
         self._catalog = catalog
         self._batches = batches
         self._around = around
-        self._provider = provider
+        self._providers = providers
         self._nursery = nursery
         self._receiving: dict[str, Receiving] = {}
         self._last_ms = 0
@@ -263,18 +263,25 @@ class Intake:
         )
         return configured.over(BatchOptions(isolation=execution.isolation))
 
+    def provider_for(self, options: RequestedOptions) -> Provider:
+        """Where a batch with these options would run. Raises LoopaidError."""
+        return self._provider_named(options.over(self._defaults()).provider)
+
+    def _provider_named(self, name: str) -> Provider:
+        provider = self._providers.get(name)
+        if provider is None:
+            known = ", ".join([*self._providers, "standard"])
+            raise LoopaidError(
+                ErrorCode.INVALID_REQUEST, f"there is no provider {name!r}, but {known}", path="options.provider"
+            )
+        return provider
+
     def _check_possible(self, uid: int, language: Language, options: BatchOptions) -> None:
         if self.draining:
             raise LoopaidError(
                 ErrorCode.DRAINING, "the daemon is about to stop and takes no new batches", retry_after_ms=BUSY_RETRY_MS
             )
-        if options.provider != "local":
-            raise LoopaidError(
-                ErrorCode.INVALID_REQUEST,
-                f"there is no provider {options.provider!r}; use local",
-                path="options.provider",
-            )
-        problem = self._provider.problem(language, options.isolation)
+        problem = self._provider_named(options.provider).problem(language, options.isolation)
         if problem is not None:
             raise LoopaidError.from_info(problem)
         self._around.recorder.check_accepting()
@@ -298,11 +305,11 @@ class Intake:
 
 @asynccontextmanager
 async def open_intake(
-    config: Config, catalog: Catalog, batches: Batches, around: Surroundings, provider: Provider
+    config: Config, catalog: Catalog, batches: Batches, around: Surroundings, providers: Mapping[str, Provider]
 ) -> AsyncIterator[Intake]:
     """Take batches in. Leaving ends submissions where they are; they can be gone on with after the next start."""
     async with trio.open_nursery() as nursery:
         try:
-            yield Intake(config, catalog, batches, around, provider, nursery)
+            yield Intake(config, catalog, batches, around, providers, nursery)
         finally:
             nursery.cancel_scope.cancel()

@@ -22,7 +22,7 @@ from loopaid.core.claims import SessionKey
 from loopaid.core.restarts import RestartBudget
 from loopaid.core.scheduler import Scheduler
 from loopaid.core.sessions import SchedulerLimits
-from loopaid.model import Language, PoolStatistics
+from loopaid.model import LOCAL, Language, PoolStatistics, language_of, pool_name
 from loopaid.providers.base import EndedBy, Provider, Session, StartFailed
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,9 @@ class Lease:
     boundary; the session was asked to stop its window, and `on_yield` is called.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, pool: str) -> None:
         self.session = session
+        self.pool = pool
         self.executions_max = 0
         self.digest = ""
         self.executions = 0
@@ -71,9 +72,9 @@ OnGrant = Callable[["Lease | Refused"], None]
 class Pools:
     """All pools. Made by `open_pools`; all methods belong to the event loop's thread."""
 
-    def __init__(self, scheduler: Scheduler, providers: Mapping[Language, Provider]) -> None:
+    def __init__(self, scheduler: Scheduler, providers: Mapping[str, Provider]) -> None:
         self._scheduler = scheduler
-        self._actors = {language: PoolActor(self, language, provider) for language, provider in providers.items()}
+        self._actors = {pool: PoolActor(self, pool, provider) for pool, provider in providers.items()}
         self._claimants: dict[str, OnGrant] = {}
         self._leases: dict[str, Lease] = {}
         self._wake = trio.Event()
@@ -86,9 +87,7 @@ class Pools:
         """What is granted to this claim from now on is handed to `on_grant`, within `claim` if it is there already."""
         self._claimants[claim_id] = on_grant
 
-    def claim(
-        self, claim_id: str, *, language: Language, key: SessionKey, priority: int, wanted: int, worthwhile: int
-    ) -> None:
+    def claim(self, claim_id: str, *, pool: str, key: SessionKey, priority: int, wanted: int, worthwhile: int) -> None:
         """Want `wanted` sessions, and have new ones started for up to `worthwhile` of them. See Scheduler.claim.
 
         Does nothing for who has left."""
@@ -98,7 +97,7 @@ class Pools:
             self._scheduler.claim(
                 trio.current_time(),
                 claim_id,
-                language=language,
+                language=pool,
                 key=key,
                 priority=priority,
                 wanted=wanted,
@@ -130,12 +129,12 @@ class Pools:
 
     # --- what the actors say
 
-    def started(self, session: Session, cost_s: float) -> None:
+    def started(self, session: Session, pool: str, cost_s: float) -> None:
         log.debug(
             "session %(session)s started in %(took_ms).0f ms",
             {"event": "session_started", "session": session.id, "took_ms": cost_s * 1000},
         )
-        self._leases[session.id] = Lease(session)
+        self._leases[session.id] = Lease(session, pool)
         self._perform(self._scheduler.session_started(trio.current_time(), session.id, cost_s))
         self._population_changed.unpark_all()
 
@@ -158,38 +157,46 @@ class Pools:
 
     # --- everybody else
 
-    def statistics(self, language: Language) -> PoolStatistics:
-        return self._scheduler.statistics(language, trio.current_time())
+    def statistics(self, pool: str) -> PoolStatistics:
+        return self._scheduler.statistics(pool, trio.current_time())
 
-    def start_cost_s(self, language: Language) -> float:
-        return self._scheduler.start_cost_s(language)
+    def start_cost_s(self, pool: str) -> float:
+        return self._scheduler.start_cost_s(pool)
 
-    def problem(self, language: Language) -> str | None:
-        """Why sessions of a language do not start at the moment, in words for people."""
-        trouble = self._scheduler.start_trouble(language)
+    def provider(self, pool: str) -> Provider:
+        return self._actors[pool].provider
+
+    def problem(self, pool: str) -> str | None:
+        """Why sessions of a pool do not start at the moment, in words for people."""
+        trouble = self._scheduler.start_trouble(pool)
         if trouble is None:
             return None
         wait_s = max(0.0, trouble.retry_at - trio.current_time())
-        return f"{language} sessions do not start ({trouble.failures} tries): {trouble.reason}; again in {wait_s:.0f} s"
+        return f"{pool} sessions do not start ({trouble.failures} tries): {trouble.reason}; again in {wait_s:.0f} s"
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._actors)
 
     @property
     def languages(self) -> list[Language]:
-        return list(self._actors)
+        """Those of local sessions."""
+        return [language for language in Language if pool_name(LOCAL, language) in self._actors]
 
-    async def warm(self, language: Language, count: int) -> None:
+    async def warm(self, pool: str, count: int) -> None:
         """Return when `count` sessions are ready that serve nobody yet; start them as far and as soon as there is
         room."""
-        while self.statistics(language).spares < count:
+        while self.statistics(pool).spares < count:
             now = trio.current_time()
-            self._perform(self._scheduler.warm(now, language, count))
-            trouble = self._scheduler.start_trouble(language)
+            self._perform(self._scheduler.warm(now, pool, count))
+            trouble = self._scheduler.start_trouble(pool)
             again = trouble.retry_at if trouble is not None and trouble.retry_at > now else math.inf
             with trio.move_on_at(again):
                 await self._population_changed.park()
 
-    def clear(self, language: Language) -> int:
-        """Close the sessions of a language that nobody uses, and answer how many. The warm ones start anew."""
-        actions = self._scheduler.clear(trio.current_time(), language)
+    def clear(self, pool: str) -> int:
+        """Close the sessions of a pool that nobody uses, and answer how many. The warm ones start anew."""
+        actions = self._scheduler.clear(trio.current_time(), pool)
         self._perform(actions)
         return sum(isinstance(action, CloseSession) for action in actions)
 
@@ -205,10 +212,10 @@ class Pools:
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case StartSession(session_id=session_id, language=language):
-                    self._actors[Language(language)].order(action)
+                case StartSession(language=pool):
+                    self._actors[pool].order(action)
                 case CloseSession(session_id=session_id):
-                    self._actors[self._leases[session_id].session.language].order(action)
+                    self._actors[self._leases[session_id].pool].order(action)
                 case Grant():
                     self._grant(action)
                 case Yield(session_id=session_id):
@@ -257,12 +264,14 @@ class Pools:
 
 
 class PoolActor:
-    """Starts and closes the sessions of one language. Its mailbox outlives a restart of its loop."""
+    """Starts and closes the sessions of one pool: of the language that its name ends with. Its mailbox outlives a
+    restart of its loop."""
 
-    def __init__(self, pools: Pools, language: Language, provider: Provider) -> None:
+    def __init__(self, pools: Pools, pool: str, provider: Provider) -> None:
+        self.provider = provider
         self._pools = pools
-        self._language = language
-        self._provider = provider
+        self._pool = pool
+        self._language = language_of(pool)
         self._orders, self._mailbox = trio.open_memory_channel[StartSession | CloseSession](MAILBOX_MAX)
         self._starting: set[str] = set()
         self._sessions: dict[str, Session] = {}
@@ -272,8 +281,8 @@ class PoolActor:
 
     def on_failure(self, error: Exception, delay_s: float) -> None:
         log.error(
-            "the pool of %(language)s failed and restarts in %(delay_s).1f s: %(reason)s",
-            {"event": "pool_failed", "language": self._language, "delay_s": delay_s, "reason": error},
+            "the pool of %(pool)s failed and restarts in %(delay_s).1f s: %(reason)s",
+            {"event": "pool_failed", "pool": self._pool, "delay_s": delay_s, "reason": error},
         )
 
     async def run(self) -> None:
@@ -293,14 +302,14 @@ class PoolActor:
         began = trio.current_time()
         self._starting.add(session_id)
         try:
-            session = await self._provider.start(self._language, session_id)
+            session = await self.provider.start(self._language, session_id)
         except (StartFailed, OSError) as error:  # OSError: no descriptors, no memory
             self._starting.discard(session_id)
             self._pools.start_failed(session_id, str(error))
             return
         self._starting.discard(session_id)
         self._sessions[session_id] = session
-        self._pools.started(session, trio.current_time() - began)
+        self._pools.started(session, self._pool, trio.current_time() - began)
         by, how = await session.wait_gone()
         if self._sessions.pop(session_id, None) is not None:  # else somebody closed it
             try:
@@ -328,7 +337,7 @@ class PoolActor:
 
 
 @asynccontextmanager
-async def open_pools(scheduler: Scheduler, providers: Mapping[Language, Provider]) -> AsyncIterator[Pools]:
+async def open_pools(scheduler: Scheduler, providers: Mapping[str, Provider]) -> AsyncIterator[Pools]:
     """Run the pools. Leaving closes every session."""
     pools = Pools(scheduler, providers)
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""How many items are sent ahead to a session: as many as make about TARGET_S of work.
+"""How many items are sent ahead to a session: as many as make about TARGET_S of work, or more where it is far away.
 
 Short windows waste round trips; long ones cannot be taken back quickly and waste work when a session dies. A batch
 begins with one item and doubles. The cost of an item is taken as the larger of the last window's mean (with all
@@ -18,10 +18,11 @@ OVERDUE: Final = 4
 
 
 class WindowSizer:
-    """The size of the next window; one for all sessions of a batch."""
+    """The size of the next window, of `target_s` of work; one for all sessions of a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, target_s: float = TARGET_S) -> None:
         self.size = 1
+        self._target_s = target_s
         self.item_s: float | None = None
 
     def __repr__(self) -> str:
@@ -41,7 +42,7 @@ class WindowSizer:
             self.size = max(1, min(self.size, self._affordable()))
 
     def _affordable(self) -> int:
-        return int(TARGET_S / self.item_s) if self.item_s else ITEMS_MAX
+        return int(self._target_s / self.item_s) if self.item_s else ITEMS_MAX
 
 
 def fitting(sizes: list[int]) -> int:

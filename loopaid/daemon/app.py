@@ -12,10 +12,11 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -38,13 +39,17 @@ from loopaid.daemon.lock import owned
 from loopaid.journal.disk import REAL_DISK, Disk
 from loopaid.journal.index import INDEX_NAME
 from loopaid.journal.store import Store, open_store
+from loopaid.model import LOCAL, pool_name
 from loopaid.providers.base import Provider
+from loopaid.providers.codebeaker.provider import open_codebeaker_provider
 from loopaid.providers.local.orphans import session_tag
 from loopaid.providers.local.provider import open_local_provider
 
 log = logging.getLogger(__name__)
 
 CATALOG_RESERVE_BYTES = 1 << 20
+CODEBEAKER: Final = "codebeaker"
+PROVIDERS: Final = (LOCAL, CODEBEAKER)
 
 
 class Daemon(msgspec.Struct):
@@ -53,7 +58,7 @@ class Daemon(msgspec.Struct):
     config: Config
     state_dir: Path
     started_at: float
-    provider: Provider
+    providers: Mapping[str, Provider]
     pools: Pools
     catalog: Catalog
     history: History
@@ -64,6 +69,11 @@ class Daemon(msgspec.Struct):
     retention: Retention
     catalog_recorder: Recorder
     drain: Drain
+
+    @property
+    def provider(self) -> Provider:
+        """That of the sessions on this machine."""
+        return self.providers[LOCAL]
 
     async def beat(self) -> None:
         """Return when everybody that all others wait for has come round: the loop, and both recorders."""
@@ -84,13 +94,14 @@ async def open_daemon(config: Config, state_dir: Path, *, disk: Disk = REAL_DISK
         _store(state_dir / "records", config, disk) as store,
     ):
         async with (
-            open_local_provider(config, session_tag(state_dir)) as provider,
+            open_local_provider(config, session_tag(state_dir)) as local,
+            open_codebeaker_provider(config) as codebeaker,
             open_actors(
                 config,
                 state_dir,
                 catalog_store,
                 store,
-                provider,
+                {LOCAL: local, CODEBEAKER: codebeaker},
                 index_path=state_dir / "records" / INDEX_NAME,
                 was_killed=was_killed,
             ) as daemon,
@@ -104,7 +115,7 @@ async def open_actors(
     state_dir: Path,
     catalog_store: Store,
     store: Store,
-    provider: Provider,
+    providers: Mapping[str, Provider],
     *,
     index_path: Path | None,
     was_killed: bool,
@@ -120,7 +131,7 @@ async def open_actors(
     async with (
         open_recorder(catalog_store, durable=durable, run_blocking=run_blocking) as catalog_recorder,
         open_recorder(store, durable=durable, run_blocking=run_blocking) as recorder,
-        open_pools(scheduler, dict.fromkeys(config.pool.languages(), provider)) as pools,
+        open_pools(scheduler, _pools(config, providers)) as pools,
     ):
         catalog = Catalog(catalog_recorder, wall_time, source_bytes_max=config.limits.source_bytes_max)
         catalog.replay(catalog_store)
@@ -129,7 +140,7 @@ async def open_actors(
         async with (
             open_history(index_path, around, make_batch, run_blocking) as (history, replay),
             open_batches(around, history, attached_grace_s=config.batch.attached_grace_s) as batches,
-            open_intake(config, catalog, batches, around, provider) as intake,
+            open_intake(config, catalog, batches, around, providers) as intake,
         ):
             policy = config.daemon.recovery
             Recovery(replay, batches, intake, around, policy, was_killed=was_killed).run()
@@ -141,7 +152,7 @@ async def open_actors(
                     config=config,
                     state_dir=state_dir,
                     started_at=wall_time(),
-                    provider=provider,
+                    providers=providers,
                     pools=pools,
                     catalog=catalog,
                     history=history,
@@ -155,6 +166,14 @@ async def open_actors(
                 )
 
 
+def _pools(config: Config, providers: Mapping[str, Provider]) -> dict[str, Provider]:
+    return {
+        pool_name(name, language): provider
+        for name, provider in providers.items()
+        for language in config.pool.languages()
+    }
+
+
 def retention_limits(config: Config) -> Limits:
     return Limits(config.log.retention_bytes, config.log.retention_days)
 
@@ -162,7 +181,11 @@ def retention_limits(config: Config) -> Limits:
 def scheduler_limits(config: Config) -> SchedulerLimits:
     pool = config.pool
     return SchedulerLimits(
-        pools=tuple(PoolLimits(name, each.size_max, each.warm_min) for name, each in pool.languages().items()),
+        pools=tuple(
+            PoolLimits(pool_name(provider, name), each.size_max, each.warm_min if provider == LOCAL else 0)
+            for provider in PROVIDERS
+            for name, each in pool.languages().items()
+        ),
         sessions_max=pool.sessions_max,
         idle_timeout_s=pool.idle_timeout_s,
         lifetime_max_s=pool.lifetime_max_s,

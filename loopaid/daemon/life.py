@@ -45,7 +45,7 @@ async def live(
         await notifier.tell(STATUS="taking up the log")
         async with open_daemon(config, state_dir) as daemon, open_listener(daemon, where) as listener:
             gc.freeze()  # what is there now stays; the collector need not look at it again
-            for note in daemon.provider.notes:
+            for note in [note for provider in daemon.providers.values() for note in provider.notes]:
                 log.warning("%(note)s", {"event": "provider_note", "note": note})
             for language in daemon.pools.languages:
                 if (problem := daemon.provider.problem(language)) is not None:

@@ -84,6 +84,7 @@ def _apply(daemon: Daemon, config: Config) -> None:
     daemon.config = config
     daemon.intake.config = config
     daemon.catalog.source_bytes_max = config.limits.source_bytes_max
-    daemon.provider.use_limits(config.limits)
+    for provider in daemon.providers.values():
+        provider.use_limits(config.limits)
     daemon.pools.resize(scheduler_limits(config))
     daemon.retention.use(retention_limits(config))

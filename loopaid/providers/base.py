@@ -137,7 +137,8 @@ class Session(Protocol):
         """Make the session serve `program`. Raises LoadFailed or SessionEnded."""
 
     async def run(self, window: Window, deliver: Deliver) -> WindowEnd:
-        """Execute a window. Raises SessionEnded after the rows that were written have been delivered."""
+        """Execute a window. Raises SessionEnded after the rows that were written have been delivered; and LoadFailed
+        where every window carries the program along."""
 
     def request_stop(self) -> None:
         """Ask the window under way to end behind the running item. Without one, nothing happens."""
@@ -156,13 +157,16 @@ class Provider(Protocol):
     """A source of sessions. Opened with `async with`; leaving closes what is left.
 
     `sandbox` names the confinement of its sessions, `memory` what bounds their memory as a whole (`cgroup`,
-    `sampled`), `notes` say what else an operator should know of it.
+    `sampled`), `notes` say what else an operator should know of it. `window_s` is how much work a window may hold:
+    what is far away and cannot be called back is sent ahead in larger ones than what is near.
     """
 
     @property
     def sandbox(self) -> str: ...
     @property
     def memory(self) -> str: ...
+    @property
+    def window_s(self) -> float: ...
     @property
     def notes(self) -> Sequence[str]: ...
 
@@ -176,6 +180,9 @@ class Provider(Protocol):
         """Why this language cannot run here, with the fix and the code that clients are told; None when it can.
 
         UNSUPPORTED_LANGUAGE means that it is not there at all."""
+
+    async def look(self) -> None:
+        """Find out how it is now, so that `problem` tells; at once where that is known."""
 
     def versions(self) -> dict[str, str]:
         """The languages that can run here, with the version of their interpreter."""

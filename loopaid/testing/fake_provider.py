@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from loopaid.config import LimitsSection
+from loopaid.core.window import TARGET_S
 from loopaid.errors import ErrorCode, ErrorInfo
 from loopaid.model import Isolation, ItemStatus, Language, ProgramError
 from loopaid.providers.base import (
@@ -75,6 +76,7 @@ class FakeProvider:
     sandbox = "fake"
     memory = "fake"
     notes: Sequence[str] = ()
+    window_s = TARGET_S
 
     def __init__(self, *, start_ms: float = 10.0) -> None:
         self.start_ms = start_ms
@@ -100,6 +102,9 @@ class FakeProvider:
         if language is Language.PYTHON:
             return None
         return ErrorInfo(code=ErrorCode.UNSUPPORTED_LANGUAGE, message=f"there is no {language} here")
+
+    async def look(self) -> None:
+        """It is as it is."""
 
     def versions(self) -> dict[str, str]:
         return {Language.PYTHON: "0"}

@@ -20,7 +20,7 @@ from loopaid.config import Config
 from loopaid.daemon.app import Daemon, open_actors
 from loopaid.journal.disk import Disk
 from loopaid.journal.store import Store, open_store
-from loopaid.model import Item, Language, PoolStatistics, RequestedOptions
+from loopaid.model import LOCAL, Item, Language, PoolStatistics, RequestedOptions
 from loopaid.testing.fake_provider import FakeProvider
 from loopaid.testing.history import Outcome, outcomes_of
 from loopaid.testing.simdisk import SimDisk
@@ -161,7 +161,7 @@ async def open_small_daemon(
             STATE_DIR,
             catalog,
             records,
-            provider,
+            {LOCAL: provider},
             index_path=index_path,
             was_killed=was_killed,
             wall_time=wall_time,

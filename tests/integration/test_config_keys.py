@@ -119,6 +119,16 @@ SHOWN_BY = {
             "limits.stdout_bytes_max limits.stderr_bytes_max"
         ),
     },
+    "providers/test_codebeaker_provider.py": {
+        "test_a_window_is_one_command_and_every_item_has_its_row": "codebeaker.url codebeaker.runtime_mapping.python",
+        "test_what_is_asked_for_is_what_the_configuration_says": (
+            "codebeaker.language_mapping.python codebeaker.session_idle_minutes codebeaker.session_lifetime_minutes "
+            "codebeaker.memory_mb codebeaker.cpu_shares"
+        ),
+        "test_a_server_that_is_none_is_unavailable_within_the_connect_deadline": "codebeaker.connect_timeout_s",
+        "test_the_token_comes_from_its_file_and_is_shown_nowhere": "codebeaker.token_file",
+        "test_without_rerun_uncertain_what_may_have_run_is_lost": "codebeaker.rerun_uncertain",
+    },
 }
 """By file and test: the keys whose effect it shows, separated by spaces."""
 
@@ -139,7 +149,7 @@ def sets(key: str, text: str) -> bool:
     section, name = key.rsplit(".", 1)
     variable = key.replace(".", "__")
     kind = "Language" if section == "pool.python" else section.capitalize()
-    pattern = rf"\b{variable}=|LOOPAID_{variable.upper()}\b|\b{kind}Section\([^)]*\b{name}="
+    pattern = rf"\b{variable}(=|\": )|LOOPAID_{variable.upper()}\b|\b{kind}Section\([^)]*\b{name}="
     return re.search(pattern, text) is not None
 
 

@@ -14,11 +14,13 @@ from loopaid.daemon.connection import Call
 from loopaid.daemon.handlers.catalog import check_language, owner_of
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.journal.index import Selection
-from loopaid.model import BatchState, BatchSummary
+from loopaid.model import LOCAL, BatchState, BatchSummary
+from loopaid.providers.base import Provider
 from loopaid.wire import messages as m
 
 
 async def open_batch(daemon: Daemon, call: Call, request: m.OpenBatch) -> m.BatchOpened:
+    await daemon.intake.provider_for(request.options).look()
     batch, _ = _opened(daemon, call, request)
     _attach(daemon, call, batch)
     received = batch.log.received  # of which the commit below is the proof
@@ -58,6 +60,7 @@ async def close_batch(daemon: Daemon, call: Call, request: m.CloseBatch) -> m.Ba
 
 
 async def submit_batch(daemon: Daemon, call: Call, request: m.SubmitBatch) -> m.BatchAccepted:
+    await daemon.intake.provider_for(request.options).look()
     batch, is_new = _opened(daemon, call, request)
     _attach(daemon, call, batch)
     await daemon.intake.wait_checked(batch)
@@ -117,6 +120,18 @@ def check_batch(daemon: Daemon, call: Call, request: m.CheckBatch) -> m.BatchPla
 
 
 def exec_item(daemon: Daemon, call: Call, request: m.Exec) -> Awaitable[m.EncodedExecResult]:
+    provider = daemon.intake.provider_for(request.options)
+    if provider is not daemon.providers[LOCAL]:
+        return _exec_far_away(daemon, call, request, provider)
+    return _exec(daemon, call, request)
+
+
+async def _exec_far_away(daemon: Daemon, call: Call, request: m.Exec, provider: Provider) -> m.EncodedExecResult:
+    await provider.look()
+    return await _exec(daemon, call, request)
+
+
+def _exec(daemon: Daemon, call: Call, request: m.Exec) -> Awaitable[m.EncodedExecResult]:
     chunk = m.ItemsChunk(
         first=0,
         count=1,

@@ -9,7 +9,7 @@ from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
 from loopaid.daemon.handlers.admins import check_admin
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import Language, PoolStatistics
+from loopaid.model import Language, PoolStatistics, language_of
 from loopaid.wire import messages as m
 
 
@@ -44,19 +44,21 @@ async def warm_pool(daemon: Daemon, call: Call, request: m.WarmPool) -> PoolStat
 
 def drain_pool(daemon: Daemon, call: Call, request: m.DrainPool) -> m.PoolDrained:
     check_admin(daemon, call)
-    languages = languages_here(daemon) if request.language is None else [_known(daemon, request.language)]
-    closed = sum(map(daemon.pools.clear, languages))
+    pools = pools_here(daemon) if request.language is None else [_known(daemon, request.language)]
+    closed = sum(map(daemon.pools.clear, pools))
     return m.PoolDrained(closed=closed, pools=_statistics(daemon))
 
 
 def _statistics(daemon: Daemon) -> list[PoolStatistics]:
-    return [daemon.pools.statistics(language) for language in languages_here(daemon)]
+    return [daemon.pools.statistics(pool) for pool in pools_here(daemon)]
 
 
-def languages_here(daemon: Daemon) -> list[Language]:
-    """Python, and the others that are installed or were meant to be."""
+def pools_here(daemon: Daemon) -> list[str]:
+    """Those of Python, of the other languages that are installed or were meant to be, and those far away that are
+    used."""
     configured = daemon.config.pool.languages()
-    return [
+    far = [pool for pool in daemon.pools.names if pool not in daemon.pools.languages]
+    here: list[str] = [
         language
         for language in daemon.pools.languages
         if language is Language.PYTHON
@@ -64,6 +66,14 @@ def languages_here(daemon: Daemon) -> list[Language]:
         or (problem := daemon.provider.problem(language)) is None
         or problem.code != ErrorCode.UNSUPPORTED_LANGUAGE
     ]
+    return [*here, *(pool for pool in far if _is_used(daemon, pool))]
+
+
+def _is_used(daemon: Daemon, pool: str) -> bool:
+    """Or was meant to be, and cannot."""
+    problem = daemon.pools.provider(pool).problem(language_of(pool))
+    unavailable = problem is not None and problem.code != ErrorCode.UNSUPPORTED_LANGUAGE
+    return unavailable or daemon.pools.statistics(pool).created > 0
 
 
 def _known(daemon: Daemon, language: Language) -> Language:

@@ -12,8 +12,9 @@ from loopaid.actors.retention import Limits
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
 from loopaid.daemon.handlers.admins import check_admin
-from loopaid.daemon.handlers.pools import languages_here
+from loopaid.daemon.handlers.pools import pools_here
 from loopaid.daemon.metrics import metrics_of, render
+from loopaid.model import language_of
 from loopaid.wire import messages as m
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 def get_status(daemon: Daemon, listener: Listener, call: Call) -> m.DaemonStatus:
     provider, recorder = daemon.provider, daemon.recorder
-    problems = list(provider.notes)
-    for language in languages_here(daemon):
-        unavailable, trouble = provider.problem(language), daemon.pools.problem(language)
+    problems = [note for each in daemon.providers.values() for note in each.notes]
+    for pool in pools_here(daemon):
+        unavailable = daemon.pools.provider(pool).problem(language_of(pool))
+        trouble = daemon.pools.problem(pool)
         problems += [unavailable.message] if unavailable else []
         problems += [trouble] if trouble else []
     if recorder.health != "healthy":
@@ -44,7 +46,7 @@ def get_status(daemon: Daemon, listener: Listener, call: Call) -> m.DaemonStatus
         batches_by_state=_batches_by_state(daemon),
         connections=listener.connections,
         rss_bytes=_rss_bytes(),
-        pools=[daemon.pools.statistics(language) for language in languages_here(daemon)],
+        pools=[daemon.pools.statistics(pool) for pool in pools_here(daemon)],
         log=_log_info(daemon, call),
     )
 

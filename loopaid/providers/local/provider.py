@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from loopaid.config import Config, LimitsSection
+from loopaid.core.window import TARGET_S
 from loopaid.errors import ErrorCode, ErrorInfo
 from loopaid.model import Isolation, Language
 from loopaid.providers.base import SessionEnded, StartFailed
@@ -45,6 +46,8 @@ START_TIMEOUT_S: Final = 20.0
 
 class LocalProvider:
     """Implements `loopaid.providers.base.Provider`. Use `open_local_provider`."""
+
+    window_s = TARGET_S
 
     def __init__(
         self,
@@ -88,6 +91,9 @@ class LocalProvider:
         known = " or ".join(f"`{level}`" for level in Isolation if level in levels)
         message = f"{language} has no isolation `{isolation}` in this version; use {known}"
         return ErrorInfo(code=ErrorCode.UNSUPPORTED_ISOLATION, message=message, path="options.isolation")
+
+    async def look(self) -> None:
+        """Known since it was opened."""
 
     def versions(self) -> dict[str, str]:
         runtimes = self.parts.runtimes.values()

@@ -1,0 +1,195 @@
+"""One WebSocket to a CodeBeaker server: one request at a time, each with a deadline of its own.
+
+Nothing is ever sent but requests: while one runs the server answers no ping. A request whose deadline passes takes
+the connection with it, because its reply may still come, and what is asked next would wait behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import trio
+import trio_websocket
+
+from loopaid.errors import ConnectionLost, ProtocolViolation
+from loopaid.providers.codebeaker.endpoint import ConnectFailed, Endpoint, RpcFailed
+from loopaid.wire.jsonrpc import Failed, JsonRpcClient, Notified, Succeeded
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES_MAX: Final = 64 << 20
+"""A reply is one frame, however large; more than a window's rows make of base64."""
+RECEIVE_BYTES: Final = 256 << 10
+CLOSE_WAIT_S: Final = 1.0
+
+
+class RpcConnection:
+    """Made by `connect`. `broken` says why it is of no use any more; None while it works."""
+
+    def __init__(self, stream: trio.abc.Stream, endpoint: Endpoint) -> None:
+        self.broken: str | None = None
+        self._stream = stream
+        self._endpoint = endpoint
+        self._rpc = JsonRpcClient()
+        self._scope = trio.CancelScope()
+        self._closing = False
+        self._socket: trio_websocket.WebSocketConnection | None = None
+        self._answer: Succeeded | Failed | None = None
+        self._answered = trio.Event()
+        self._ended = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<RpcConnection to {self._endpoint.url} {self.broken or 'open'}>"
+
+    async def run(self, on_open: Callable[[], None]) -> None:
+        """Shake hands, then read until the end. Raises ConnectFailed before `on_open` was called, and nothing after."""
+        reason = "closed"
+        try:
+            with self._scope:
+                reason = await self._converse(on_open)
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio_websocket.HandshakeError) as group:
+            reason = _first_words(group)
+        finally:
+            self._break(reason)
+            try:
+                await trio.aclose_forcefully(self._stream)
+            finally:
+                self._ended.set()
+        if self._socket is None:
+            raise ConnectFailed(self.broken)
+
+    async def call(self, method: str, params: object, *, timeout_s: float) -> msgspec.Raw:
+        """Ask, and wait for the answer: its `result` as JSON. Raises RpcFailed, and ConnectionLost: whether the
+        request took effect is unknown then."""
+        assert not self._rpc.in_flight, "one request at a time"
+        if self.broken is not None or self._socket is None:
+            raise ConnectionLost(self.broken or "not open")
+        _, text = self._rpc.request(method, params)
+        self._answered = trio.Event()
+        with trio.move_on_after(timeout_s) as waiting:
+            try:
+                await self._socket.send_message(text)
+            except trio_websocket.ConnectionClosed as closed:
+                self.drop(f"the connection was lost: {closed.reason}")
+            await self._answered.wait()
+        if waiting.cancelled_caught:
+            self.drop(f"no reply to {method} within {timeout_s:g} s")
+        if self.broken is not None or self._answer is None:
+            raise ConnectionLost(self.broken or "no answer")
+        answer, self._answer = self._answer, None
+        if isinstance(answer, Failed):
+            raise RpcFailed(answer.error)
+        return answer.result
+
+    def drop(self, reason: str) -> None:
+        """End it at once; a call under way raises ConnectionLost."""
+        self._break(reason)
+        self._scope.cancel()
+
+    async def aclose(self) -> None:
+        """End it in good order, if nothing is under way on it. Returns when nothing is left of it."""
+        if self.broken is None and self._socket is not None and not self._rpc.in_flight:
+            self._closing = True
+            with trio.move_on_after(CLOSE_WAIT_S):
+                await self._socket.aclose()
+        self.drop("closed")
+        await self._ended.wait()
+
+    async def wait_broken(self) -> str:
+        await self._ended.wait()
+        return self.broken or "closed"
+
+    async def _converse(self, on_open: Callable[[], None]) -> str:
+        host, port = self._endpoint.address
+        async with trio.open_nursery() as nursery:
+            opened = await trio_websocket.wrap_client_stream(
+                nursery,
+                self._stream,  # type: ignore[arg-type]  # any stream will do
+                f"{host}:{port}",
+                self._endpoint.resource,
+                extra_headers=self._endpoint.headers,
+                message_queue_size=16,
+                receive_buffer_size=RECEIVE_BYTES,
+                max_message_size=MESSAGE_BYTES_MAX,
+            )
+            self._socket = opened
+            on_open()
+            reason = await self._read(opened)
+            if not self._closing:  # else the library still waits for the answer to our close
+                nursery.cancel_scope.cancel()
+        return reason
+
+    async def _read(self, opened: trio_websocket.WebSocketConnection) -> str:
+        """Take what comes until nothing more can; answers why."""
+        while True:
+            try:
+                message = await opened.get_message()
+                if isinstance(message, str):
+                    self._take(message)
+            except trio_websocket.ConnectionClosed as closed:
+                return f"the server closed the connection ({closed.reason})"
+            except ProtocolViolation as violation:
+                return str(violation)
+
+    def _take(self, message: str) -> None:
+        for event in self._rpc.receive(message):
+            if isinstance(event, Notified):
+                log.debug("the server tells %s, which nobody asked for", event.method)
+            else:
+                self._answer = event
+        if self._answer is not None:
+            self._answered.set()
+
+    def _break(self, reason: str) -> None:
+        if self.broken is None:
+            self.broken = reason
+        self._answered.set()
+
+
+async def connect(nursery: trio.Nursery, endpoint: Endpoint, timeout_s: float) -> RpcConnection:
+    """Open a connection, which lives in `nursery`. Raises ConnectFailed within `timeout_s`."""
+    with trio.move_on_after(timeout_s):
+        stream = await _open_stream(endpoint)
+        try:
+            connection = RpcConnection(stream, endpoint)
+            await nursery.start(lambda task_status: connection.run(task_status.started))
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return connection
+    raise ConnectFailed(f"no answer within {timeout_s:g} s")
+
+
+async def _open_stream(endpoint: Endpoint) -> trio.abc.Stream:
+    host, port = endpoint.address
+    try:
+        tcp = await trio.open_tcp_stream(host, port)
+    except OSError as error:
+        raise ConnectFailed(str(error)) from None
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if not endpoint.is_secure:
+        return tcp
+    tls = trio.SSLStream(tcp, ssl.create_default_context(), server_hostname=host, https_compatible=True)
+    try:
+        await tls.do_handshake()
+    except trio.BrokenResourceError as error:
+        await trio.aclose_forcefully(tcp)
+        raise ConnectFailed(f"TLS failed: {error.__cause__ or error}") from None
+    except BaseException:
+        await trio.aclose_forcefully(tcp)
+        raise
+    return tls
+
+
+def _first_words(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, trio_websocket.ConnectionRejected):
+        return f"the server refused a WebSocket: HTTP {error.status_code}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,594 @@
+"""Sessions on a CodeBeaker server, which is a double: what becomes of items, whatever becomes of the server."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trustme
+
+from loopaid.config import Config, load_config
+from loopaid.core.breaker import BreakerState
+from loopaid.errors import ErrorCode
+from loopaid.model import STATUSES, Isolation, Language, Shape
+from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, StartFailed, Window, WindowEnd
+from loopaid.providers.codebeaker.provider import CodeBeakerProvider, open_codebeaker_provider
+from loopaid.providers.codebeaker.session import CodeBeakerSession
+from loopaid.testing.codebeaker_double import CodeBeakerDouble, Fault, FaultKind, open_codebeaker_double
+from loopaid.wire.rows import Row, decode_extra
+
+PATIENCE_S = 60
+RETURN = "def main(input_data):\n    return input_data\n"
+SLEEP = "import time\n\ndef main(s):\n    time.sleep(s)\n    return s\n"
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[CodeBeakerDouble]:
+    with trio.fail_after(PATIENCE_S):
+        async with open_codebeaker_double() as double:
+            yield double
+
+
+def config_for(double: CodeBeakerDouble, **settings: Any) -> Config:
+    given = {
+        "codebeaker__url": double.url,
+        "codebeaker__connect_timeout_s": 2.0,
+        "codebeaker__runtime_mapping__python": "Python",
+        "limits__output_bytes_max": 8 << 20,
+        **settings,
+    }
+    environ = {f"LOOPAID_{key.upper()}": str(value) for key, value in given.items()}
+    return load_config(None, environ, system_file=Path("/no/such/file")).config
+
+
+@asynccontextmanager
+async def provider_for(
+    double: CodeBeakerDouble, *, slack_s: float = 20.0, **settings: Any
+) -> AsyncIterator[CodeBeakerProvider]:
+    async with open_codebeaker_provider(config_for(double, **settings), environ={}, reply_slack_s=slack_s) as provider:
+        yield provider
+
+
+@pytest.fixture
+async def provider(double: CodeBeakerDouble) -> AsyncIterator[CodeBeakerProvider]:
+    async with provider_for(double) as provider:
+        yield provider
+
+
+async def session_of(
+    provider: CodeBeakerProvider, source: str = RETURN, *, isolation: Isolation = Isolation.SESSION, name: str = "s-1"
+) -> CodeBeakerSession:
+    session = await provider.start(Language.PYTHON, name)
+    shape = Shape.FUNCTION if "def main" in source else Shape.SCRIPT
+    await session.load(Program(0, "d" * 64, Language.PYTHON, shape, source, isolation), timeout_s=1.0)
+    return session
+
+
+def window_of(inputs: list[Any], *, timeout_ms: int = 2000, stop: bool = False, first: int = 0) -> Window:
+    text = b"\n".join(msgspec.json.encode(each) for each in inputs)
+    return Window("batch", first, len(inputs), 1, text, None, timeout_ms, stop)
+
+
+class Heard:
+    """What a window delivered: statuses and outputs by item."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def __call__(self, position: int, encoded: bytes, rows: list[Row]) -> None:
+        assert position == len(self.rows)
+        assert encoded == b"" or len(encoded) == sum(row.size for row in rows)
+        self.rows += rows
+
+    @property
+    def statuses(self) -> list[str]:
+        return [str(STATUSES[row.status]) for row in self.rows]
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [json.loads(row.output) if row.output else None for row in self.rows]
+
+    def error(self, position: int) -> tuple[str, str]:
+        extra = self.rows[position].extra
+        assert extra is not None
+        error = decode_extra(extra).error
+        assert error is not None
+        return error.type, error.message
+
+
+async def ran(session: CodeBeakerSession, inputs: list[Any], **options: Any) -> tuple[Heard, WindowEnd]:
+    heard = Heard()
+    return heard, await session.run(window_of(inputs, **options), heard)
+
+
+async def lost(session: CodeBeakerSession, inputs: list[Any], **options: Any) -> tuple[Heard, SessionEnded]:
+    heard = Heard()
+    with pytest.raises(SessionEnded) as ended:
+        await session.run(window_of(inputs, **options), heard)
+    return heard, ended.value
+
+
+# Items -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", ["Python", "Docker"])
+async def test_a_window_is_one_command_and_every_item_has_its_row(double: CodeBeakerDouble, runtime: str) -> None:
+    async with provider_for(double, codebeaker__runtime_mapping__python=runtime) as provider:
+        session = await session_of(provider)
+        before = double.requests["session.execute"]
+        values = [None, 0, "é\u2028\U0001f600", {"a": [1.5, True]}, "x" * 5000]
+        heard, end = await ran(session, values)
+        assert (heard.statuses, heard.outputs) == (["ok"] * 5, values)
+        assert (end.done, end.tainted) == (5, False)
+        assert double.requests["session.execute"] - before == 1
+        assert session.sandbox == f"codebeaker:{runtime}"
+
+
+async def test_the_contract_of_programs_is_the_same_as_here(provider: CodeBeakerProvider) -> None:
+    session = await session_of(provider, "import loopaid_item\nprint('said', input_data)\nresult = loopaid_item.id\n")
+    heard, _ = await ran(session, [7, 8], first=40)
+    assert heard.outputs == ["40", "41"]
+    assert decode_extra(heard.rows[1].extra or b"").stdout == "said 8\n"
+
+
+async def test_an_item_over_its_time_is_ended_alone_and_the_rest_was_not_begun(provider: CodeBeakerProvider) -> None:
+    session = await session_of(provider, SLEEP)
+    heard, end = await ran(session, [0, 30, 0], timeout_ms=200)
+    assert heard.statuses == ["ok", "timeout"]
+    assert end.done == 2
+    assert (await ran(session, [0], timeout_ms=200))[0].statuses == ["ok"]
+
+
+async def test_a_program_that_ends_its_process_ends_no_session(provider: CodeBeakerProvider) -> None:
+    source = "import os\n\ndef main(n):\n    print('last words', flush=True)\n    os._exit(n) if n else None\n"
+    session = await session_of(provider, source)
+    heard, end = await ran(session, [0, 3, 0])
+    assert (heard.statuses, end.done) == (["ok", "program_error"], 2)
+    assert heard.error(1) == ("ProcessEnded", "the program's process ended: exit code 3")
+    assert decode_extra(heard.rows[1].extra or b"").stdout == "last words\n"
+    assert (await ran(session, [0]))[0].statuses == ["ok"]
+
+
+async def test_a_program_that_does_not_load_says_why(provider: CodeBeakerProvider) -> None:
+    for source, kind in [
+        ("def main(:", "SyntaxError"),
+        ("import nothing_such\ndef main(x): ...", "ModuleNotFoundError"),
+    ]:
+        session = await session_of(provider, source)
+        with pytest.raises(LoadFailed) as failure:
+            await session.run(window_of([1, 2]), Heard())
+        assert failure.value.error.type == kind
+    session = await session_of(provider, "import time\ntime.sleep(60)\ndef main(x): ...")
+    with pytest.raises(LoadFailed, match="no answer within 1 s"):
+        await session.run(window_of([1, 2]), Heard())
+
+
+async def test_behind_the_first_error_nothing_of_the_window_runs(provider: CodeBeakerProvider) -> None:
+    session = await session_of(provider, "def main(n):\n    return 1 / n\n")
+    heard, end = await ran(session, [1, 0, 1, 1], stop=True)
+    assert (heard.statuses, end.done) == (["ok", "program_error"], 2)
+
+
+async def test_a_window_ends_behind_the_item_that_runs_after_a_second(provider: CodeBeakerProvider) -> None:
+    session = await session_of(provider, SLEEP)
+    heard, end = await ran(session, [0.6] * 8)
+    assert heard.statuses == ["ok"] * end.done
+    assert end.done < 8
+
+
+@pytest.mark.parametrize("isolation", [Isolation.ITEM, Isolation.PROCESS])
+async def test_below_the_level_of_sessions_a_command_carries_one_item(
+    provider: CodeBeakerProvider, isolation: Isolation
+) -> None:
+    source = "import os\nstate = []\n\ndef main(n):\n    state.append(n)\n    return state\n"
+    session = await session_of(provider, source, isolation=isolation)
+    heard, end = await ran(session, [1, 2, 3])
+    assert (heard.outputs, end.done) == ([[1]], 1)
+    heard, end = await ran(session, [2, 3])
+    assert (heard.outputs, end.done) == ([[2]], 1)
+
+
+@pytest.mark.parametrize("runtime", ["Python", "Docker"])
+async def test_inputs_and_outputs_of_megabytes_pass(double: CodeBeakerDouble, runtime: str) -> None:
+    async with provider_for(double, codebeaker__runtime_mapping__python=runtime) as provider:
+        session = await session_of(provider)
+        # Neither compresses well nor is it ASCII.
+        value = "".join(chr(0x4E00 + (number * 7919) % 20000) for number in range(900_000))
+        heard, _ = await ran(session, [value, 1])
+        assert heard.statuses == ["ok"]  # and that was enough for one window
+        assert json.loads(heard.rows[0].output) == value
+        assert len(heard.rows[0].output) > 5_000_000
+
+
+@pytest.mark.parametrize("data", ["x" * 40, "\0" * 40, "x\0\0\0\0\6" * 9])
+async def test_rows_that_a_program_forged_count_for_nothing(provider: CodeBeakerProvider, data: str) -> None:
+    forged = """
+import os
+
+def main(data):
+    for fd in range(3, 300):
+        try:
+            os.write(fd, data.encode())
+        except OSError:
+            pass
+"""
+    session = await session_of(provider, forged)
+    heard, ended = await lost(session, [data, 1])
+    assert (ended.by, str(ended.status), heard.statuses) == (EndedBy.PROGRAM, "program_error", [])
+
+
+async def test_what_another_window_said_is_not_taken_for_this_ones(double: CodeBeakerDouble) -> None:
+    async with provider_for(double) as provider:
+        session = await session_of(provider, "import sys\ndef main(n):\n    return n\n")
+        remembered: list[Any] = []
+        call = session._connection.call
+
+        async def noted(method: str, params: Any, *, timeout_s: float) -> msgspec.Raw:
+            result = await call(method, params, timeout_s=timeout_s)
+            remembered.append(result)
+            return remembered[0] if method == "session.execute" else result
+
+        session._connection.call = noted  # type: ignore[method-assign]
+        assert (await ran(session, [1]))[0].outputs == [1]
+        heard, ended = await lost(session, [2])
+        assert (heard.rows, ended.by) == ([], EndedBy.OUTSIDE)
+
+
+# Bad luck --------------------------------------------------------------------------------------------------------
+
+GONE = [
+    "InvalidOperationException: Session not found: ab",
+    "InvalidOperationException: Session is closed: ab",
+    "InvalidOperationException: Failed to acquire lock for session creation",
+]
+UNCERTAIN = [
+    "InvalidOperationException: Session environment is null: ab",
+    "InvalidOperationException: Environment is stopped",
+    "InvalidOperationException: Environment is not ready: Running",
+    "JsonException: '8' is an invalid start of a value",
+    "NullReferenceException: Object reference not set to an instance of an object.",
+]
+
+
+@pytest.mark.parametrize("text", GONE)
+async def test_what_surely_did_not_start_costs_no_attempt(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble, text: str
+) -> None:
+    session = await session_of(provider)
+    double.faults.plan(Fault(FaultKind.ERROR, text=text))
+    heard, ended = await lost(session, [1, 2])
+    assert (ended.by, ended.begun, ended.reason, heard.rows) == (EndedBy.OUTSIDE, False, text, [])
+    assert (await session.wait_gone())[0] is EndedBy.OUTSIDE
+
+
+@pytest.mark.parametrize("text", UNCERTAIN)
+async def test_what_may_have_run_is_an_attempt(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble, text: str
+) -> None:
+    session = await session_of(provider)
+    double.faults.plan(Fault(FaultKind.ERROR, text=text))
+    _, ended = await lost(session, [1, 2])
+    assert (ended.by, ended.begun, ended.reason) == (EndedBy.OUTSIDE, True, text)
+    assert "\n" not in ended.reason
+
+
+async def test_without_rerun_uncertain_what_may_have_run_is_lost(double: CodeBeakerDouble) -> None:
+    async with provider_for(double, codebeaker__rerun_uncertain=False) as provider:
+        session = await session_of(provider)
+        double.faults.plan(Fault(FaultKind.DROP))
+        heard, ended = await lost(session, [1, 2, 3])
+        assert (heard.statuses, ended.done) == (["session_lost"] * 3, 3)
+        again = await session_of(provider, name="s-2")
+        double.faults.plan(Fault(FaultKind.ERROR, text=GONE[0]))
+        heard, ended = await lost(again, [1])
+        assert (heard.rows, ended.begun) == ([], False)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(FaultKind.DROP),
+        Fault(FaultKind.GARBAGE, text="<html>502 Bad Gateway</html>"),
+        Fault(FaultKind.GARBAGE, text='{"jsonrpc":"2.0","id":99,"result":{},"error":null}'),
+        Fault(FaultKind.GARBAGE, text="[" * 100_000),
+    ],
+)
+async def test_a_broken_connection_ends_its_session_and_no_other(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble, fault: Fault
+) -> None:
+    session, other = await session_of(provider), await session_of(provider, name="s-2")
+    double.faults.plan(fault)
+    heard, ended = await lost(session, [1, 2])
+    assert (ended.by, ended.begun, heard.rows) == (EndedBy.OUTSIDE, True, [])
+    assert (await ran(other, [1]))[0].outputs == [1]
+    _, again = await lost(session, [1])
+    assert not again.begun
+    await session.aclose()
+    assert [stored.id for stored in double.sessions.sessions] == [other._remote_id]
+
+
+@pytest.mark.parametrize("kind", [FaultKind.HUGE, FaultKind.NOTIFIED, FaultKind.TWICE])
+async def test_replies_of_a_strange_shape_are_read(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble, kind: FaultKind
+) -> None:
+    session = await session_of(provider)
+    double.faults.plan(Fault(kind))
+    if kind is FaultKind.TWICE:  # the second one answers nothing: nobody knows what the first one answered
+        _, ended = await lost(session, [1])
+        assert ended.by is EndedBy.OUTSIDE
+    else:
+        assert (await ran(session, [1]))[0].outputs == [1]
+
+
+@pytest.mark.parametrize("kind", [FaultKind.SILENCE, FaultKind.LATE])
+async def test_behind_a_missed_deadline_connection_and_session_are_used_no_more(
+    double: CodeBeakerDouble, kind: FaultKind
+) -> None:
+    async with provider_for(double, slack_s=0.0) as provider:
+        session = await session_of(provider)
+        double.faults.plan(Fault(kind, delay_s=5.0))
+        heard, ended = await lost(session, [1], timeout_ms=1)
+        assert (ended.by, ended.begun, heard.rows) == (EndedBy.OUTSIDE, True, [])
+        assert ended.reason == "no reply to session.execute within 2.001 s"
+        requests = double.requests["session.execute"]
+        _, again = await lost(session, [1])
+        assert not again.begun
+        assert double.requests["session.execute"] == requests
+        await session.aclose()
+
+
+async def test_a_busy_connection_is_never_pinged(provider: CodeBeakerProvider, double: CodeBeakerDouble) -> None:
+    session = await session_of(provider, SLEEP)
+    assert (await ran(session, [1.5]))[0].outputs == [1.5]
+    await session.aclose()
+    while double.connections:
+        await trio.lowlevel.checkpoint()
+    assert double.pings == 0
+
+
+async def test_sessions_run_at_the_same_time_each_on_its_own_connection(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble
+) -> None:
+    sessions = [await session_of(provider, SLEEP, name=f"s-{number}") for number in range(3)]
+    assert double.connections == 3
+    ended: list[float] = []
+
+    async def one(session: CodeBeakerSession) -> None:
+        heard, _ = await ran(session, [0.8])
+        assert heard.outputs == [0.8]
+        ended.append(trio.current_time())
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for session in sessions:
+            nursery.start_soon(one, session)
+    assert max(ended) - began < 3 * 0.8
+
+
+async def test_a_killed_session_says_that_it_was_us(provider: CodeBeakerProvider, double: CodeBeakerDouble) -> None:
+    session = await session_of(provider, SLEEP)
+    before = double.requests["session.execute"]
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def kill() -> None:
+            while double.requests["session.execute"] == before:
+                await trio.lowlevel.checkpoint()
+            session.kill()
+
+        _, ended = await lost(session, [30.0], timeout_ms=60_000)
+    assert ended.by is EndedBy.US
+    assert await session.wait_gone() == (EndedBy.US, "closed")
+    await session.aclose()
+    assert double.sessions.sessions == []
+
+
+async def test_an_idle_session_whose_server_restarts_is_gone(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble
+) -> None:
+    session = await session_of(provider)
+    double.restart()
+    assert (await session.wait_gone())[0] is EndedBy.OUTSIDE
+    await session.aclose()
+    again = await session_of(provider, name="s-2")
+    assert (await ran(again, [1]))[0].outputs == [1]
+
+
+async def test_a_session_is_given_up_well_before_the_server_does_it(double: CodeBeakerDouble) -> None:
+    settings = {"codebeaker__session_idle_minutes": 1, "codebeaker__session_lifetime_minutes": 1}
+    async with provider_for(double, **settings) as provider:
+        session = await session_of(provider)
+        assert session._terms.idle_max_s == 27
+        assert session._terms.lifetime_max_s == 48
+        session._terms = msgspec.structs.replace(session._terms, idle_max_s=0.05)
+        assert await session.wait_gone() == (EndedBy.US, "given up before the server does")
+        await session.aclose()
+        assert double.sessions.sessions == []
+
+
+async def test_a_rate_limit_costs_no_attempt(provider: CodeBeakerProvider, double: CodeBeakerDouble) -> None:
+    session = await session_of(provider)
+    double.sessions.rate_limit = 1
+    assert (await ran(session, [1]))[0].outputs == [1]
+    _, ended = await lost(session, [2])
+    assert not ended.begun
+    assert ended.reason == "Rate limit exceeded: 1/1 executions per minute"
+
+
+# Starting --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_asked_for_is_what_the_configuration_says(double: CodeBeakerDouble) -> None:
+    async with provider_for(
+        double,
+        codebeaker__runtime_mapping__python="Docker",
+        codebeaker__language_mapping__python="PYTHON",
+        codebeaker__session_idle_minutes=7,
+        codebeaker__session_lifetime_minutes=9,
+        codebeaker__memory_mb=600,
+        codebeaker__cpu_shares=77,
+    ) as provider:
+        await session_of(provider)
+        (stored,) = double.sessions.sessions
+        assert stored.runtime == "Docker"
+        config = stored.config
+        assert (config.language, config.idle_minutes, config.lifetime_minutes) == ("PYTHON", 7, 9)
+        assert (config.memory_mb, config.cpu_shares) == (600, 77)
+
+
+async def test_sessions_are_created_one_at_a_time(provider: CodeBeakerProvider, double: CodeBeakerDouble) -> None:
+    double.sessions.lock_wait_s = 0.05  # two at once would collide
+    double.faults.create_s = 0.3
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(lambda name: session_of(provider, name=name), f"s-{number}")
+    assert double.sessions.creations == 4
+
+
+async def test_a_server_that_has_no_such_runtime_is_unavailable_for_the_language(double: CodeBeakerDouble) -> None:
+    double.sessions.available.discard("Python")
+    async with provider_for(double) as provider:
+        with pytest.raises(StartFailed, match="Runtime Python not available for python"):
+            await provider.start(Language.PYTHON, "s-1")
+        problem = provider.problem(Language.PYTHON)
+        assert problem is not None
+        assert problem.code == ErrorCode.PROVIDER_UNAVAILABLE
+        assert "Runtime Python not available for python" in problem.message
+        double.sessions.available.add("Python")
+        assert (await ran(await session_of(provider, name="s-2"), [1]))[0].outputs == [1]
+        assert provider.problem(Language.PYTHON) is None
+
+
+async def test_a_server_on_which_programs_do_not_run_is_found_out_before_any_item_is_sent(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble
+) -> None:
+    double.sessions.execute_timeout_s = 0.0
+    with pytest.raises(StartFailed, match="programs do not run there"):
+        await provider.start(Language.PYTHON, "s-1")
+    assert provider.problem(Language.PYTHON) is not None
+    assert provider.versions() == {}
+    assert double.sessions.sessions == []
+
+
+@pytest.mark.parametrize("language", [Language.JAVASCRIPT, Language.GO, Language.CSHARP])
+async def test_other_languages_are_not_supported(provider: CodeBeakerProvider, language: Language) -> None:
+    problem = provider.problem(language)
+    assert problem is not None
+    assert problem.code == ErrorCode.UNSUPPORTED_LANGUAGE
+    with pytest.raises(StartFailed):
+        await provider.start(language, "s-1")
+
+
+async def test_a_refused_upgrade_is_unavailable_until_it_is_granted(double: CodeBeakerDouble) -> None:
+    double.faults.refuse_upgrade = True
+    async with provider_for(double, codebeaker__connect_timeout_s=0.5) as provider:
+        await provider.look()
+        problem = provider.problem(Language.PYTHON)
+        assert problem is not None
+        assert problem.code == ErrorCode.PROVIDER_UNAVAILABLE
+        assert "the server refused a WebSocket: HTTP 400" in problem.message
+        with pytest.raises(StartFailed, match="HTTP 400"):
+            await provider.start(Language.PYTHON, "s-1")
+        assert provider.server.retries > 0
+        double.faults.refuse_upgrade = False
+        while provider.problem(Language.PYTHON) is not None:
+            await provider.look()
+            await trio.sleep(0.02)
+        assert (await ran(await session_of(provider), [1]))[0].outputs == [1]
+        assert provider.server.breaker.state is BreakerState.CLOSED
+
+
+@pytest.mark.parametrize(
+    "how", ["nobody listens", "closed at once", "never answers", "no such host", "not a WebSocket"]
+)
+async def test_a_server_that_is_none_is_unavailable_within_the_connect_deadline(
+    double: CodeBeakerDouble, how: str
+) -> None:
+    settings: dict[str, Any] = {"codebeaker__connect_timeout_s": 0.5}
+    listeners: list[trio.SocketListener] = []
+    async with trio.open_nursery() as nursery:
+        if how == "closed at once":
+            double.faults.accept_nothing = True
+        elif how == "not a WebSocket":
+            settings["codebeaker__url"] = double.url.replace("/ws/jsonrpc", "/health/live")
+        elif how == "no such host":
+            settings["codebeaker__url"] = "ws://no-such-host.invalid/ws/jsonrpc"
+        else:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            port = listeners[0].socket.getsockname()[1]
+            settings["codebeaker__url"] = f"ws://127.0.0.1:{port}/ws/jsonrpc"
+            if how == "nobody listens":
+                await listeners.pop().aclose()
+        async with provider_for(double, **settings) as provider:
+            with trio.fail_after(5):
+                await provider.look()
+            problem = provider.problem(Language.PYTHON)
+            assert problem is not None
+            assert problem.code == ErrorCode.PROVIDER_UNAVAILABLE
+            assert str(settings.get("codebeaker__url", double.url)) in problem.message
+        for listener in listeners:
+            await listener.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_token_comes_from_its_file_and_is_shown_nowhere(
+    double: CodeBeakerDouble, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    double.token = "s3cret-t0ken"
+    file = tmp_path / "token"
+    file.write_text("s3cret-t0ken\n")
+    async with provider_for(double, codebeaker__token_file=str(file)) as provider:
+        assert (await ran(await session_of(provider), [1]))[0].outputs == [1]
+        assert "s3cret" not in repr(provider) + repr(provider.server.endpoint) + str(provider.notes)
+    async with provider_for(double, codebeaker__connect_timeout_s=0.2) as provider:
+        await provider.look()
+        assert "HTTP 401" in str(provider.problem(Language.PYTHON))
+    assert "s3cret" not in caplog.text
+
+
+Certificates = Callable[[str], tuple[ssl.SSLContext, str]]
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    """A server's certificate for a name, from an authority of its own: the context, and the file of the authority."""
+
+    def issued(name: str) -> tuple[ssl.SSLContext, str]:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / name))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert(name).configure_cert(context)
+        return context, str(tmp_path / name)
+
+    return issued
+
+
+async def test_over_tls_the_certificate_is_verified(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, authority = certificates("127.0.0.1")
+    async with open_codebeaker_double(ssl_context=context) as double:
+        async with provider_for(double, codebeaker__connect_timeout_s=1.0) as provider:
+            await provider.look()
+            problem = provider.problem(Language.PYTHON)
+            assert problem is not None
+            assert "CERTIFICATE_VERIFY_FAILED" in problem.message
+        monkeypatch.setenv("SSL_CERT_FILE", authority)
+        async with provider_for(double) as provider:
+            assert (await ran(await session_of(provider), [1]))[0].outputs == [1]
+    context, authority = certificates("elsewhere.example")
+    monkeypatch.setenv("SSL_CERT_FILE", authority)
+    async with (
+        open_codebeaker_double(ssl_context=context) as double,
+        provider_for(double, codebeaker__connect_timeout_s=1.0) as provider,
+    ):
+        await provider.look()
+        assert "CERTIFICATE_VERIFY_FAILED" in str(provider.problem(Language.PYTHON))
