@@ -103,6 +103,7 @@ class PoolSection(Section, frozen=True):
     slice_ms: Annotated[int, Meta(ge=1, le=60_000)] = 100
     lease_wait_ms: Annotated[int, Meta(ge=0, le=TIMEOUT_MS_MAX)] = 30_000
     python: LanguageSection = LanguageSection(warm_min=1)
+    javascript: LanguageSection = LanguageSection()
 
     def languages(self) -> dict[Language, LanguageSection]:
         sections = {name: getattr(self, name) for name in self.__struct_fields__}

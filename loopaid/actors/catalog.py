@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from loopaid.actors import records
 from loopaid.actors.recorder import Recorder
+from loopaid.core.shape import detect_shape
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.journal.store import Store
 from loopaid.model import TASK_NAME_CHARS_MAX, Artifact, Language, Shape, Task
-
-PARSED_CHARS_MAX: Final = 16 << 10
-"""Parsing blocks everybody: 10 ms for this much ordinary source, 60 for the worst, whose cost grows with the square.
-The shape of longer ones is told by their words."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\-]+(?:/[A-Za-z0-9_.\-]+)*\Z")
 
@@ -136,7 +131,7 @@ class Catalog:
                 f"the source has {size} bytes, more than {self.source_bytes_max}",
                 path="source",
             )
-        shape = shape or detect_shape(source)
+        shape = shape or detect_shape(source, language)
         digest = hashlib.sha256(f"{language}\0{shape}\0{source}".encode()).hexdigest()
         if if_changed and versions and versions[-1].digest == digest:
             return versions[-1], False
@@ -184,48 +179,3 @@ def check_rate(rate: float | None) -> None:
         raise LoopaidError(
             ErrorCode.INVALID_REQUEST, f"sampling_rate must be between 0 and 1, not {rate}", path="sampling_rate"
         )
-
-
-def detect_shape(source: str) -> Shape:
-    """A script assigns `result` at top level; a function is called `main`. Python source alone, so far.
-
-    A source that this Python cannot parse may be one that the interpreter of the sessions can: then the words in it
-    decide, and the interpreter has the last one.
-    """
-    try:
-        shape = _shape_of(_parse(source)) if len(source) <= PARSED_CHARS_MAX else _shape_by_words(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        shape = _shape_by_words(source)
-    if shape is None:
-        raise LoopaidError(
-            ErrorCode.INVALID_REQUEST,
-            "a program assigns `result` at top level or defines `main(input_data)`, and this one does neither",
-            path="source",
-        )
-    return shape
-
-
-def _parse(source: str) -> list[ast.stmt]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about escapes in somebody's program, in the daemon's log
-        return ast.parse(source).body
-
-
-def _shape_of(body: list[ast.stmt]) -> Shape | None:
-    names = {
-        node.id
-        for statement in body
-        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
-    if "result" in names:
-        return Shape.SCRIPT
-    defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-    return Shape.FUNCTION if "main" in defined | names else None
-
-
-def _shape_by_words(source: str) -> Shape | None:
-    if re.search(r"(?m)^result\s*[:=]", source):
-        return Shape.SCRIPT
-    return Shape.FUNCTION if re.search(r"(?m)^(async\s+)?def\s+main\b|^main\s*=", source) else None

@@ -26,6 +26,8 @@ _LANGUAGE_OF_SUFFIX: Final = {
     ".py": Language.PYTHON,
     ".js": Language.JAVASCRIPT,
     ".mjs": Language.JAVASCRIPT,
+    ".cjs": Language.JAVASCRIPT,
+    ".ts": Language.JAVASCRIPT,
     ".go": Language.GO,
     ".cs": Language.CSHARP,
 }

@@ -31,7 +31,7 @@ def found(checks: list[Check], name: str) -> Check:
 async def test_all_is_well_here_and_a_program_says_hello_in_the_sandbox(tmp_path: Path) -> None:
     checks = await run_checks(Config(), tmp_path / "state")
     fine = states(checks)
-    assert list(fine) == ["state_directory", "user_namespaces", "sandbox", "python", "memory"]
+    assert list(fine) == ["state_directory", "user_namespaces", "sandbox", "python", "javascript", "memory"]
     assert {fine.pop("memory"), *fine.values()} <= {"ok", "warn"} and set(fine.values()) == {"ok"}
     assert found(checks, "memory").detail.startswith(("cgroup: ", "sampled: "))
     python = found(checks, "python")

@@ -65,8 +65,9 @@ class Ran:
 class Inside:
     """What no client sees of the daemon: processes, and events to wait for."""
 
-    def __init__(self, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, language: Language) -> None:
         self.daemon = daemon
+        self.language = language
         self.opened = trio.Event()
         """A batch was opened."""
         add = daemon.batches.add
@@ -103,12 +104,12 @@ class Inside:
 
     @property
     def pool(self) -> PoolStatistics:
-        return self.daemon.pools.statistics(Language.PYTHON)
+        return self.daemon.pools.statistics(self.language)
 
     @property
     def sessions(self) -> dict[str, LocalSession]:
         """Those that are running."""
-        return dict(self.daemon.pools._actors[Language.PYTHON]._sessions)
+        return dict(self.daemon.pools._actors[self.language]._sessions)
 
     async def gone(self, session: LocalSession) -> None:
         """Wait until the process of a session has ended."""
@@ -201,6 +202,12 @@ def isolation() -> Isolation:
 
 
 @pytest.fixture
+def language() -> Language:
+    """Of the programs that are pushed, unless the test says otherwise."""
+    return Language.PYTHON
+
+
+@pytest.fixture
 def config(request: pytest.FixtureRequest, tmp_path: Path, isolation: Isolation) -> Config:
     """The defaults, and over them the test's `settings`; of several marks the one nearest to the test counts."""
     settings: dict[str, object] = {"execution__isolation": isolation}
@@ -241,8 +248,8 @@ async def daemon(open_served: OpenDaemon) -> AsyncIterator[Daemon]:
 
 
 @pytest.fixture
-def inside(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(daemon, monkeypatch)
+def inside(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, language: Language) -> Inside:
+    return Inside(daemon, monkeypatch, language)
 
 
 @pytest.fixture
@@ -285,12 +292,12 @@ def as_user(daemon: Daemon, socket_path: Path) -> AsUser:
 
 
 @pytest.fixture
-def push(client: Client) -> Push:
+def push(client: Client, language: Language) -> Push:
     """Make a program the active artifact of a task; answers the task's name."""
 
     async def pushed(source: str, task: str = "t", *, sampling_rate: float | None = None) -> str:
         await client.put_task(task, sampling_rate=sampling_rate)
-        await client.push_artifact(task, source, if_changed=True)
+        await client.push_artifact(task, source, language=language, if_changed=True)
         return task
 
     return pushed

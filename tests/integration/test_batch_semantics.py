@@ -1,29 +1,92 @@
-"""What a batch is, in eight sentences, at every isolation."""
+"""What a batch is, in eight sentences, in every language at every isolation."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import trio
 
 from loopaid.client import Client, Result
-from loopaid.model import BatchState, Isolation, Item
+from loopaid.model import BatchState, Isolation, Item, Language
 
 Run = Callable[..., Awaitable[Any]]
 Push = Callable[..., Awaitable[str]]
 
-DOUBLE = "def main(input_data):\n    return input_data['value'] * 2\n"
-SLEEP = (
-    "import time\n\ndef main(ms):\n    time.sleep(abs(ms) / 1000)\n    assert ms >= 0, 'asked to fail'\n    return ms\n"
-)
+LEVELS = {
+    Language.PYTHON: list(Isolation),
+    Language.JAVASCRIPT: [Isolation.SESSION, Isolation.PROCESS],
+}
 
 
-@pytest.fixture(params=list(Isolation), ids=str)
-def isolation(request: pytest.FixtureRequest) -> Isolation:
-    level: Isolation = request.param
-    return level
+@dataclass(frozen=True)
+class Programs:
+    """The same few programs in each language. `odd` raises for odd numbers, and `trace` is what it then leaves."""
+
+    same: str
+    plus: str
+    double: str
+    double_script: str
+    sleep: str
+    ending: str
+    odd: str
+    error: str
+    trace: str
+
+
+PROGRAMS = {
+    Language.PYTHON: Programs(
+        same="def main(n):\n    return n\n",
+        plus="def main(n):\n    return n + {}\n",
+        double="def main(input_data):\n    return input_data['value'] * 2\n",
+        double_script="result = {'output': input_data['value'] * 2}\n",
+        sleep="import time\n\ndef main(ms):\n    time.sleep(abs(ms) / 1000)\n"
+        "    assert ms >= 0, 'to fail'\n    return ms\n",
+        ending="import os\n\ndef main(n):\n    os._exit(n)\n",
+        odd="def main(n):\n    if n % 2:\n        raise ValueError(f'{n} is odd')\n    return n\n",
+        error="ValueError",
+        trace="Traceback (most recent call last):\n"
+        '  File "program.py", line 3, in main\n'
+        "    raise ValueError(f'{n} is odd')\n"
+        "ValueError: 3 is odd\n",
+    ),
+    Language.JAVASCRIPT: Programs(
+        same="function main(n) {\n  return n;\n}\n",
+        plus="function main(n) {{\n  return n + {};\n}}\n",
+        double="function main(input) {\n  return input.value * 2;\n}\n",
+        double_script="result = {output: input_data.value * 2};\n",
+        sleep="const cell = new Int32Array(new SharedArrayBuffer(4));\n"
+        "function main(ms) {\n  Atomics.wait(cell, 0, 0, Math.abs(ms));\n"
+        "  if (ms < 0) throw new Error('to fail');\n  return ms;\n}\n",
+        ending="function main(n) {\n  process.reallyExit(n);\n}\n",
+        odd="function main(n) {\n  if (n % 2)\n    throw new RangeError(`${n} is odd`);\n  return n;\n}\n",
+        error="RangeError",
+        trace="RangeError: 3 is odd\n    at main (program.js:3:11)\n",
+    ),
+}
+
+
+@pytest.fixture(params=[(language, level) for language, levels in LEVELS.items() for level in levels], ids="-".join)
+def language_and_level(request: pytest.FixtureRequest) -> tuple[Language, Isolation]:
+    pair: tuple[Language, Isolation] = request.param
+    return pair
+
+
+@pytest.fixture
+def language(language_and_level: tuple[Language, Isolation]) -> Language:
+    return language_and_level[0]
+
+
+@pytest.fixture
+def isolation(language_and_level: tuple[Language, Isolation]) -> Isolation:
+    return language_and_level[1]
+
+
+@pytest.fixture
+def programs(language: Language) -> Programs:
+    return PROGRAMS[language]
 
 
 def begun(result: Result) -> float:
@@ -44,29 +107,31 @@ def most_at_once(results: list[Result]) -> int:
     return most
 
 
-async def test_python_code_executes(run: Run, isolation: Isolation) -> None:
+async def test_code_executes(run: Run, programs: Programs, language: Language, isolation: Isolation) -> None:
     items = [Item(id=f"item-{value}", input={"value": value}) for value in (10, 20, 30)]
-    ran = await run(DOUBLE, items, max_concurrency=3)
+    ran = await run(programs.double, items, max_concurrency=3)
     assert [(each.id, each.index, each.status, each.success, each.output, each.error) for each in ran.results] == [
         ("item-10", 0, "ok", True, 20, None),
         ("item-20", 1, "ok", True, 40, None),
         ("item-30", 2, "ok", True, 60, None),
     ]
     assert [(each.attempt, each.language, each.version, each.sandbox) for each in ran.results] == [
-        (1, "python", 1, "bubblewrap")
+        (1, language, 1, "bubblewrap")
     ] * 3
     assert {each.isolation for each in ran.results} == {isolation}
     assert (ran.summary.state, ran.summary.total, ran.summary.by_status) == (BatchState.DONE, 3, {"ok": 3})
-    script = await run("result = {'output': input_data['value'] * 2}\n", items)
+    script = await run(programs.double_script, items)
     assert script.outputs == [{"output": 20}, {"output": 40}, {"output": 60}]
 
 
 @pytest.mark.settings(pool__python__warm_min=0)
-async def test_session_reuse_reuses_idle_sessions(run: Run, inside: Any, isolation: Isolation) -> None:
+async def test_session_reuse_reuses_idle_sessions(
+    run: Run, programs: Programs, inside: Any, isolation: Isolation
+) -> None:
     batches = []
 
     async def one() -> None:
-        batches.append(await run(SLEEP, [20] * items, max_concurrency=1))
+        batches.append(await run(programs.sleep, [20] * items, max_concurrency=1))
 
     items = 2 if isolation is Isolation.PROCESS else 8
 
@@ -86,59 +151,56 @@ async def test_session_reuse_reuses_idle_sessions(run: Run, inside: Any, isolati
         numbers = [each.execution_number for ran in batches for each in ran.results if each.session_id == session_id]
         assert numbers == list(range(1, len(numbers) + 1))
 
-    ending = "import os\n\ndef main(n):\n    os._exit(n)\n"
-    killed = await run(ending, [1, 1, 1], max_concurrency=1)
+    killed = await run(programs.ending, [1, 1, 1], max_concurrency=1)
     lost = 3 if isolation is Isolation.SESSION else 0
     assert len(killed.session_ids - seen) == max(1, lost)
     assert inside.pool.created == len(seen | killed.session_ids) == 3 + max(1, lost)
     assert inside.pool.destroyed == ({"ended_by_program": 3} if lost else {})
 
 
-async def test_concurrency_limit_is_respected(run: Run, isolation: Isolation) -> None:
+async def test_concurrency_limit_is_respected(run: Run, programs: Programs, isolation: Isolation) -> None:
     ms, items, sessions = (500, 6, 6) if isolation is Isolation.PROCESS else (50, 15, 3)
-    ran = await run(SLEEP, [ms] * items, max_concurrency=3)
+    ran = await run(programs.sleep, [ms] * items, max_concurrency=3)
     assert ran.summary.by_status == {"ok": items}
     assert min(each.latency_ms for each in ran.results) >= ms
     assert most_at_once(ran.results) == 3
     assert len(ran.session_ids) == sessions
-    alone = await run(SLEEP, [50] * 4, max_concurrency=1)
+    alone = await run(programs.sleep, [50] * 4, max_concurrency=1)
     assert most_at_once(alone.results) == 1
 
 
 @pytest.mark.settings(pool__python__warm_min=0)
-async def test_stop_on_first_error_stops_after_first_failure(client: Client, run: Run, isolation: Isolation) -> None:
-    ran = await run(SLEEP, [1, -1, 1, 1], max_concurrency=1, stop_on_first_error=True)
+async def test_stop_on_first_error_stops_after_first_failure(
+    client: Client, run: Run, programs: Programs, language: Language, isolation: Isolation
+) -> None:
+    ran = await run(programs.sleep, [1, -1, 1, 1], max_concurrency=1, stop_on_first_error=True)
     assert ran.statuses == ["ok", "program_error", "skipped", "skipped"]
     assert (ran.summary.state, ran.summary.total) == (BatchState.DONE, 4)
     assert ran.summary.by_status == {"ok": 1, "program_error": 1, "skipped": 2}
 
     if isolation is Isolation.PROCESS:  # nothing is ever warm, so who runs at the first error is a matter of luck
         return
-    await client.warm_pool("python", 4)
-    warm = await run(SLEEP, [50] * 24, max_concurrency=4)
+    await client.warm_pool(language, 4)
+    warm = await run(programs.sleep, [50] * 24, max_concurrency=4)
     assert len(warm.session_ids) == 4
-    ran = await run(SLEEP, [-50, 200, 200, 200, 1, 1, 1, 1], max_concurrency=4, stop_on_first_error=True)
+    ran = await run(programs.sleep, [-50, 200, 200, 200, 1, 1, 1, 1], max_concurrency=4, stop_on_first_error=True)
     assert ran.statuses == ["program_error", "ok", "ok", "ok", "skipped", "skipped", "skipped", "skipped"]
     failure = ran.results[0]
     assert all(begun(each) < ended(failure) for each in ran.results[1:4])
 
 
-async def test_error_in_code_returns_failure_result(run: Run) -> None:
-    source = "def main(n):\n    if n % 2:\n        raise ValueError(f'{n} is odd')\n    return n\n"
-    ran = await run(source, range(4))
+async def test_error_in_code_returns_failure_result(run: Run, programs: Programs) -> None:
+    ran = await run(programs.odd, range(4))
     assert ran.statuses == ["ok", "program_error", "ok", "program_error"]
     assert ran.outputs == [0, None, 2, None]
-    assert ran.errors == [None, ("ValueError", "1 is odd"), None, ("ValueError", "3 is odd")]
-    assert ran.results[3].error.traceback == (
-        "Traceback (most recent call last):\n"
-        '  File "program.py", line 3, in main\n'
-        "    raise ValueError(f'{n} is odd')\n"
-        "ValueError: 3 is odd\n"
-    )
+    assert ran.errors == [None, (programs.error, "1 is odd"), None, (programs.error, "3 is odd")]
+    assert ran.results[3].error.traceback == programs.trace
     assert (ran.summary.success_count, ran.summary.failure_count) == (2, 2)
 
 
-async def test_sampling_marks_sampled_items(run: Run, push: Push, client: Client, isolation: Isolation) -> None:
+async def test_sampling_marks_sampled_items(
+    run: Run, push: Push, client: Client, programs: Programs, isolation: Isolation
+) -> None:
     some, many, fewest, most = {
         Isolation.SESSION: (100, 10_000, 900, 1100),
         Isolation.ITEM: (100, 1000, 50, 150),
@@ -146,7 +208,7 @@ async def test_sampling_marks_sampled_items(run: Run, push: Push, client: Client
     }[isolation]
 
     async def sampled(rate: float, items: list[object], key: str | None = None) -> tuple[str, set[str]]:
-        ran = await run("def main(n):\n    return n\n", items, sampling_rate=rate, idempotency_key=key)
+        ran = await run(programs.same, items, sampling_rate=rate, idempotency_key=key)
         marked = {each.id for each in ran.results if each.sampled_for_validation}
         assert ran.summary.sampled_count == len(marked)
         return ran.summary.batch_id, marked
@@ -163,15 +225,15 @@ async def test_sampling_marks_sampled_items(run: Run, push: Push, client: Client
     forced: list[object] = [Item(input=n, id=f"id-{n}", force_validation=n in (3, 7)) for n in range(10)]
     assert (await sampled(0.0, forced))[1] == {"id-3", "id-7"}
     assert (await sampled(1.0, forced))[1] == {f"id-{n}" for n in range(10)}
-    await push("def main(n):\n    return n\n", "of-the-task", sampling_rate=1.0)
+    await push(programs.same, "of-the-task", sampling_rate=1.0)
     assert (await client.exec("of-the-task", 1)).sampled_for_validation
     assert not (await client.exec("t", 1)).sampled_for_validation
     assert (await client.exec("t", 1, force_validation=True)).sampled_for_validation
 
 
-@pytest.mark.settings(pool__python__warm_min=0, pool__python__size_max=5)
+@pytest.mark.settings(pool__python__warm_min=0, pool__python__size_max=5, pool__javascript__size_max=5)
 async def test_session_pool_statistics_are_accurate(
-    client: Client, push: Push, inside: Any, isolation: Isolation
+    client: Client, push: Push, programs: Programs, inside: Any, isolation: Isolation
 ) -> None:
     def sessions() -> tuple[int, ...]:
         pool = inside.pool
@@ -179,7 +241,7 @@ async def test_session_pool_statistics_are_accurate(
         return pool.total, pool.active, pool.idle, pool.available_slots
 
     assert sessions() == (0, 0, 0, 5)
-    await push(SLEEP)
+    await push(programs.sleep)
     if isolation is Isolation.PROCESS:
         async with client.run_batch("t", [20] * 6, max_concurrency=3) as batch:
             async for _ in batch:
@@ -204,11 +266,13 @@ async def test_session_pool_statistics_are_accurate(
     assert (pool.created, pool.reused, pool.destroyed) == (3, 0, {})
     assert pool.average_execution_count == 4.0
     assert batch.summary.pool is not None
-    assert (await client.status()).pools[0].total == 3
+    assert {each.language: each.total for each in (await client.status()).pools}[inside.language] == 3
 
 
 @pytest.mark.settings(pool__sessions_max=2)
-async def test_more_concurrency_than_sessions_never_hangs(run: Run, inside: Any, isolation: Isolation) -> None:
+async def test_more_concurrency_than_sessions_never_hangs(
+    run: Run, programs: Programs, inside: Any, isolation: Isolation
+) -> None:
     items = 4 if isolation is Isolation.PROCESS else 50
     done: dict[str, list[str]] = {}
 
@@ -218,9 +282,9 @@ async def test_more_concurrency_than_sessions_never_hangs(run: Run, inside: Any,
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             for number, concurrency in enumerate((1, 2, 3, 10, 100)):
-                nursery.start_soon(work, f"same-{number}", "def main(n):\n    return n\n", concurrency)
+                nursery.start_soon(work, f"same-{number}", programs.same, concurrency)
             for number, concurrency in enumerate((2, 11, 100)):
-                nursery.start_soon(work, f"own-{number}", f"def main(n):\n    return n + {number}\n", concurrency)
+                nursery.start_soon(work, f"own-{number}", programs.plus.format(number), concurrency)
     assert done == dict.fromkeys(done, ["ok"] * items)
     assert len(done) == 8
     assert inside.pool.total <= 2

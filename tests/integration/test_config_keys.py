@@ -119,6 +119,13 @@ SHOWN_BY = {
             "limits.stdout_bytes_max limits.stderr_bytes_max"
         ),
     },
+    "integration/test_languages.py": {
+        "test_a_language_has_its_own_size_and_its_own_warm_sessions": (
+            "pool.javascript.size_max pool.javascript.warm_min"
+        ),
+        "test_a_language_that_is_not_there_costs_nothing_and_is_refused_with_what_to_do": "pool.javascript.interpreter",
+        "test_packages_of_the_environment_can_be_required": "pool.javascript.environment",
+    },
     "providers/test_codebeaker_provider.py": {
         "test_a_window_is_one_command_and_every_item_has_its_row": "codebeaker.url codebeaker.runtime_mapping.python",
         "test_what_is_asked_for_is_what_the_configuration_says": (

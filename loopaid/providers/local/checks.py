@@ -17,6 +17,7 @@ from loopaid.wire.rows import Row
 HELLO_TIMEOUT_S: Final = 10.0
 _HELLO: Final = {
     Language.PYTHON: "def main(name):\n    return 'hello ' + name\n",
+    Language.JAVASCRIPT: "function main(name) {\n    return 'hello ' + name;\n}\n",
 }
 
 

@@ -1,4 +1,4 @@
-"""What differs between languages: how their sessions are started, what these may see.
+"""What differs between languages: how their sessions are started, what these may see, and how they run out of memory.
 
 One row per language, in `_FINDERS`; everything else about sessions is the same for all of them.
 """
@@ -13,7 +13,13 @@ import msgspec
 from loopaid.config import Config, SandboxSection
 from loopaid.errors import ErrorCode, ErrorInfo, LoopaidError
 from loopaid.model import Isolation, Language
+from loopaid.providers.local.node import find_node
 from loopaid.providers.local.toolchains import PythonToolchain, find_python
+
+_MIB: Final = 1 << 20
+_RESERVES_CODE: Final = (21, 0, 0)
+_CODE_RANGE_BYTES: Final = 512 * _MIB
+"""Newer Node.js reserves this much for machine code, of which it uses little; the kernel counts all of it as data."""
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +27,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
 
     `toolchain` says so to people. `command` starts `executable`, the path of the harness follows; `harness` is the
     file below harness/. `read_only` are the directories it needs beside those of the system, as (outside, inside).
-    `settings` are what its harness is told beyond what all are. `isolations` are the levels that it has.
+    `settings` are what its harness is told beyond what all are. `isolations` are the levels that it has. A process
+    that dies with `out_of_memory` among its last words had no memory left.
     """
 
     language: Language
@@ -33,6 +40,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     read_only: tuple[tuple[str, str], ...] = ()
     settings: Mapping[str, object] = {}
     isolations: frozenset[Isolation] = frozenset(Isolation)
+    out_of_memory: str | None = None
 
 
 def find_runtimes(
@@ -92,6 +100,35 @@ def _packages(python: PythonToolchain) -> str:
     return "the packages of the virtual environment that [pool.python] environment names; none is set"
 
 
+def _javascript(config: Config, run_as: int | None) -> Runtime:
+    section, memory_bytes = config.pool.javascript, config.sandbox.memory_bytes
+    found = find_node(section.interpreter, section.environment, run_as=run_as)
+    limits = resource_limits(config.sandbox)
+    if found.version >= _RESERVES_CODE:
+        limits["DATA"] += _CODE_RANGE_BYTES
+    # The heap ends first, in words, and leaves room for what V8 and Node.js keep beside it.
+    heap_mib = max(memory_bytes // 2, memory_bytes - 160 * _MIB) // _MIB
+    return Runtime(
+        language=Language.JAVASCRIPT,
+        version=".".join(map(str, found.version)),
+        toolchain=str(found),
+        executable=found.executable,
+        command=(
+            found.prlimit,
+            *(f"--{name.lower()}={value}" for name, value in limits.items()),
+            found.executable,
+            f"--max-old-space-size={heap_mib}",
+            "--v8-pool-size=1",  # threads count against processes_max, and their stacks against the memory
+        ),
+        harness="javascript.js",
+        read_only=found.read_only,
+        settings={"environment": found.environment},
+        isolations=frozenset((Isolation.SESSION, Isolation.PROCESS)),
+        out_of_memory="out of memory",
+    )
+
+
 _FINDERS: Final[dict[Language, Callable[[Config, int | None], Runtime]]] = {
     Language.PYTHON: _python,
+    Language.JAVASCRIPT: _javascript,
 }

@@ -19,6 +19,8 @@ from loopaid.wire.rows import Extra
 
 KILL_GRACE_S: Final = 0.1
 """An item that ends within its time must not be killed because its row was read late."""
+LAST_WORDS_BYTES: Final = 8192
+"""V8 says why it gives up, and then where it was."""
 END_DEADLINE_S: Final = 5.0
 """From SIGKILL to the last pipe's end. The kernel needs 10 ms; a machine that swaps may need a second."""
 
@@ -44,8 +46,13 @@ class Capture:
 
     def read(self) -> tuple[str, bool]:
         """(text, truncated) of what the running item printed; the harness forgets it only behind each item."""
-        size = os.lseek(self.fd, 0, os.SEEK_CUR)
+        size = os.fstat(self.fd).st_size
         return os.pread(self.fd, min(size, self._limit), 0).decode("utf-8", "replace"), size > self._limit
+
+    def ends_with(self, words: str) -> bool:
+        """Whether the last of what was printed holds these words."""
+        size = os.fstat(self.fd).st_size
+        return words.encode() in os.pread(self.fd, LAST_WORDS_BYTES, max(0, size - LAST_WORDS_BYTES))
 
 
 def describe_code(code: int) -> str:
@@ -137,6 +144,9 @@ class SandboxProcess:
         if code == -signal.SIGKILL:
             return EndedBy.OUTSIDE, "the session was killed by SIGKILL from outside"
         return EndedBy.PROGRAM, describe_code(code)
+
+    def said_at_last(self, words: str) -> bool:
+        return self._stderr.ends_with(words)
 
     def captured(self, error: ProgramError) -> Extra:
         """What the running item printed until now, and the error."""

@@ -126,6 +126,9 @@ class LocalProvider:
                 os.set_blocking(fd, False)
             gate_theirs, gate = _pipe(theirs, ours)
             inherited = [down_theirs, up_theirs, rows_theirs]
+            if self._spec.run_as is not None:
+                for fd in inherited:  # who may open it anew through /proc is a question of its owner
+                    os.fchown(fd, self._spec.run_as, self._spec.run_as)
             harness = self._harnesses.joinpath(runtime.harness).read_bytes()
             contents = {"seccomp": self._seccomp, "harness": harness}
             files = [theirs.enter_context(memory_file(name, content)) for name, content in contents.items()]

@@ -85,6 +85,7 @@ class LocalSession:
     ) -> None:
         self.id = session_id
         self.language = runtime.language
+        self._out_of_memory = runtime.out_of_memory
         self.sandbox = sandbox
         self.version = ""
         self._process = process
@@ -333,6 +334,8 @@ class LocalSession:
         if self._killed:
             return SessionEnded(EndedBy.US, done=done, reason="closed")
         by, reason = self._process.describe_exit()
+        if by is EndedBy.PROGRAM and self._out_of_memory and self._process.said_at_last(self._out_of_memory):
+            by, reason = EndedBy.LIMIT, f"out of memory: {reason}"
         status, kind = _ENDINGS[by]
         return SessionEnded(
             by,
