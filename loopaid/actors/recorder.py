@@ -119,6 +119,8 @@ class Recorder:
 
     async def run(self) -> None:
         """Commit until `close` was called and nothing is left. Raises JournalPoisoned."""
+        if self.full:
+            _log_full()
         while True:
             with trio.move_on_after(FULL_RETRY_S) if self.full else nullcontext():
                 await self._work.wait()
@@ -172,7 +174,7 @@ class Recorder:
     def _become_full(self) -> None:
         if not self.full:
             self.full = True
-            log.error("no space is left for the log: batches wait for some", {"event": "log_full"})
+            _log_full()
             self.on_full()
 
     def _tell(self) -> None:
@@ -185,6 +187,10 @@ class Recorder:
         """Let `run` end once everything is committed; what finds no space now is given up."""
         self._closing.set()
         self._work.set()
+
+
+def _log_full() -> None:
+    log.error("no space is left for the log: batches wait for some", {"event": "log_full"})
 
 
 def _unknown() -> JournalPoisoned:

@@ -17,7 +17,7 @@ from loopaid.cli.settings import Settings, Verbs, pass_settings
 from loopaid.cli.time_limit import TimeIsUp, time_limit
 from loopaid.cli.views import batch_view
 from loopaid.cli.watch import await_end, deliver, find_failures, finish
-from loopaid.errors import ErrorCode, LoopaidError
+from loopaid.errors import ConnectionLost, ErrorCode, LoopaidError
 from loopaid.model import BatchState
 from loopaid.wire.messages import BATCHES_LISTED_MAX
 
@@ -248,9 +248,9 @@ def _stream(
             with open_writer(out, settings.output_of_results()) as writer:
                 chosen = is_selected(only) if only else None
                 deliver(settings, stream.blocks(), writer, tally, total=stream.batch.total - cursor, only=chosen)
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, ConnectionLost) as error:
             words = ["--from", str(cursor + tally.seen), *(["--as-completed"] if as_completed else [])]
-            interrupt.add_note(_goes_on(settings, stream.batch.batch_id, *words))
+            error.add_note(_how_to_go_on(error, settings, stream.batch.batch_id, *words))
             raise
         summary = stream.summary
     rest = settings.command("batch", "results", summary.batch_id, "--only", "failed")
@@ -261,8 +261,8 @@ def _wait(client: BlockingClient, settings: Settings, batch_id: str, timeout_s: 
     try:
         with time_limit(timeout_s):
             summary = await_end(settings, client, batch_id)
-    except KeyboardInterrupt as interrupt:
-        interrupt.add_note(_goes_on(settings, batch_id))
+    except (KeyboardInterrupt, ConnectionLost) as error:
+        error.add_note(_how_to_go_on(error, settings, batch_id))
         raise
     except TimeIsUp:
         settings.note(f"batch {batch_id} had not ended after {timeout_s:g} s")
@@ -273,5 +273,6 @@ def _wait(client: BlockingClient, settings: Settings, batch_id: str, timeout_s: 
     return finish(settings, summary, find_failures(client, summary), rest, with_summary=not shown)
 
 
-def _goes_on(settings: Settings, batch_id: str, *words: str) -> str:
-    return f"the batch runs on; to follow it: {settings.command('batch', 'follow', batch_id, *words)}"
+def _how_to_go_on(error: KeyboardInterrupt | ConnectionLost, settings: Settings, batch_id: str, *words: str) -> str:
+    told = "the batch runs on; to follow it" if isinstance(error, KeyboardInterrupt) else "to go on"
+    return f"{told}: {settings.command('batch', 'follow', batch_id, *words)}"

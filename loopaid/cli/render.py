@@ -60,6 +60,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def decimal(value: float) -> str:
+    """At most three places, and never an exponent."""
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
 def _print_table(settings: Settings, rows: Sequence[JsonObject], columns: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -97,7 +102,7 @@ def _cell(value: Any, indent: int = 0) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:.3f}".rstrip("0").rstrip(".")
+            return decimal(value)
         case dict() | list():
             return json_text(value)
         case str() if "\n" in value:  # source text, tracebacks: below each other, behind the key's column

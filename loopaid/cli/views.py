@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from loopaid.cli.objects import JsonObject, iso_time
+from loopaid.cli.render import decimal
 from loopaid.model import BatchSummary
 from loopaid.wire.messages import BatchPlan, DaemonStatus
 
@@ -41,8 +42,8 @@ def _pace(batch: BatchSummary) -> str:
 
 def _latency(batch: BatchSummary) -> str:
     latency = batch.latency_ms
-    rest = ", ".join(f"{name} {getattr(latency, name):.3g}" for name in ("p50", "p95", "p99", "max"))
-    return f"avg {latency.avg:.3g} ms, {rest}"
+    rest = ", ".join(f"{name} {decimal(getattr(latency, name))}" for name in ("p50", "p95", "p99", "max"))
+    return f"avg {decimal(latency.avg)} ms, {rest}"
 
 
 def result_view(result: Result) -> JsonObject:
@@ -54,7 +55,7 @@ def result_view(result: Result) -> JsonObject:
         view["error"] = f"{result.error.type}: {result.error.message}"
         view["traceback"] = result.error.traceback.rstrip("\n")
     view |= {"stdout": result.stdout.rstrip("\n"), "stderr": result.stderr.rstrip("\n")}
-    view["latency"] = f"{result.latency_ms:g} ms"
+    view["latency"] = f"{decimal(result.latency_ms)} ms"
     view["batch"] = result.batch_id
     return {key: value for key, value in view.items() if value}
 

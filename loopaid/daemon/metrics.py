@@ -12,7 +12,7 @@ import loopaid
 from loopaid.core.latency import LatencyHistogram
 from loopaid.core.tally import Tally
 from loopaid.daemon.app import Daemon
-from loopaid.model import STATUSES, BatchState
+from loopaid.model import LOCAL, STATUSES, BatchState
 
 if TYPE_CHECKING:
     from loopaid.daemon.server import Listener
@@ -122,30 +122,27 @@ def _of_batches(daemon: Daemon) -> Iterator[Metric]:
 
 
 def _of_sessions(daemon: Daemon) -> Iterator[Metric]:
-    pools = [daemon.pools.statistics(language) for language in daemon.pools.languages]
+    pools = [(_source_of(pool), daemon.pools.statistics(pool)) for pool in daemon.pools.names]
     states = ("starting", "spares", "idle", "active", "stopping")
-    yield Metric(
-        "sessions",
-        "gauge",
-        "Sessions by what they do.",
-        [
-            Sample(getattr(pool, state), {"language": pool.language, "state": state})
-            for pool in pools
-            for state in states
-        ],
-    )
+    by_state = [Sample(getattr(pool, state), {**source, "state": state}) for source, pool in pools for state in states]
+    yield Metric("sessions", "gauge", "Sessions by what they do.", by_state)
     for name, what in (("created", "Sessions started."), ("reused", "Leases of a session that knew the program.")):
-        samples = [Sample(getattr(pool, name), {"language": pool.language}) for pool in pools]
+        samples = [Sample(getattr(pool, name), source) for source, pool in pools]
         yield Metric(f"sessions_{name}_total", "counter", what, samples)
     for name, what, counts, label in (
         ("sessions_destroyed_total", "Sessions that are gone, by reason.", "destroyed", "reason"),
         ("leases_total", "Leases, by where the session came from; affinity: it knew the program.", "hits", "source"),
     ):
-        counted = [(pool.language, sorted(getattr(pool, counts).items())) for pool in pools]
-        samples = [Sample(n, {"language": language, label: key}) for language, pairs in counted for key, n in pairs]
+        counted = [(source, sorted(getattr(pool, counts).items())) for source, pool in pools]
+        samples = [Sample(n, {**source, label: key}) for source, pairs in counted for key, n in pairs]
         yield Metric(name, "counter", what, samples)
-    waited = [Sample(pool.lease_wait_s, {"language": pool.language}) for pool in pools]
+    waited = [Sample(pool.lease_wait_s, source) for source, pool in pools]
     yield Metric("lease_wait_seconds_total", "counter", "What batches without a session waited for one.", waited)
+
+
+def _source_of(pool: str) -> Labels:
+    provider, _, language = pool.rpartition("-")
+    return {"language": language, "provider": provider or LOCAL}
 
 
 def _of_journal(daemon: Daemon) -> Iterator[Metric]:

@@ -162,6 +162,16 @@ async def test_a_full_disk_refuses_what_is_new_and_is_left_behind_by_itself(auto
             assert payloads(store)[-2:] == [b"a row in hand", bytes(5000)]
 
 
+async def test_a_disk_that_is_full_from_the_start_is_told_once(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    with closing(store_on(SimDisk(capacity=3000))) as store:
+        async with open_recorder(store, durable=True, run_blocking=slowly) as recorder:
+            await trio.sleep(3 * FULL_RETRY_S)
+            assert recorder.health == "full"
+    assert caplog.messages == ["no space is left for the log: batches wait for some"]
+
+
 async def test_a_full_disk_does_not_keep_the_daemon_from_stopping(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:

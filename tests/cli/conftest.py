@@ -103,9 +103,11 @@ def make_results(outcomes: list[str], ids: list[str] | None = None) -> list[Resu
 
 
 class FakeStream:
-    """Both what `run_batch` and what `results` give: blocks of at most two results, and maybe Ctrl-C after some."""
+    """Both what `run_batch` and what `results` give: blocks of two results or one, and maybe an end before the last."""
 
-    def __init__(self, outcomes: list[str], state: BatchState, interrupt_after: int | None) -> None:
+    def __init__(
+        self, outcomes: list[str], state: BatchState, interrupt_after: int | None, interrupted_by: BaseException
+    ) -> None:
         self.batch_id = "b17"
         self.cursor = 0
         self.batch = make_summary(outcomes, BatchState.RUNNING)
@@ -113,6 +115,7 @@ class FakeStream:
         self.left_with: type[BaseException] | None = None
         self._results = make_results(outcomes)
         self._interrupt_after = interrupt_after
+        self._interrupted_by = interrupted_by
 
     def __iter__(self) -> Iterator[Result]:
         return (result for block in self.blocks() for result in block)
@@ -120,7 +123,7 @@ class FakeStream:
     def blocks(self) -> Iterator[list[Result]]:
         while self.cursor < len(self._results):
             if self._interrupt_after is not None and self.cursor >= self._interrupt_after:
-                raise KeyboardInterrupt
+                raise self._interrupted_by
             block = self._results[self.cursor : self.cursor + 2]
             self.cursor += len(block)
             yield block
@@ -134,6 +137,7 @@ class FakeClient:
     state: BatchState = BatchState.DONE
     raises: Exception | None = None
     interrupt_after: int | None = None
+    interrupted_by: BaseException = dataclasses.field(default_factory=KeyboardInterrupt)
     problems: list[str] = dataclasses.field(default_factory=list)
     languages: dict[str, str] = dataclasses.field(default_factory=lambda: {"python": "3.11"})
     health: str = "healthy"
@@ -211,7 +215,7 @@ class FakeClient:
         self.items = [(item.id, bytes(item.input)) for item in items]
         self._called("run_batch", task, how)
         try:
-            yield FakeStream(self.outcomes, self.state, self.interrupt_after)
+            yield FakeStream(self.outcomes, self.state, self.interrupt_after, self.interrupted_by)
         except BaseException as error:
             self.calls.append(("cancelled", type(error)))
             raise
@@ -223,7 +227,7 @@ class FakeClient:
     @contextlib.contextmanager
     def results(self, batch_id: str, **how: Any) -> Iterator[FakeStream]:
         self._called("results", batch_id, how)
-        yield FakeStream(self.outcomes, self.state, self.interrupt_after)
+        yield FakeStream(self.outcomes, self.state, self.interrupt_after, self.interrupted_by)
 
     def show_batch(self, batch_id: str) -> BatchSummary:
         self._called("show_batch", batch_id)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loopaid.cli.results import Tally
-from loopaid.model import BatchState
+from loopaid.errors import ConnectionLost
+from loopaid.model import BatchState, LatencySummary
 
 Run = Callable[..., Any]
 
@@ -134,6 +136,25 @@ def test_an_interrupted_follow_says_how_to_go_on(loopai: Run, client: Any) -> No
         "loopai: INTERRUPTED: interrupted; the batch runs on; to follow it: "
         "loopai --socket '/my socket' batch follow b17 --from 2 --as-completed\n"
     )
+
+
+def test_a_follow_whose_daemon_died_says_how_to_go_on(loopai: Run, client: Any) -> None:
+    client.outcomes = ["ok"] * 5
+    client.interrupt_after, client.interrupted_by = 2, ConnectionLost("the daemon closed the connection")
+    ran = loopai("batch", "follow", "b", "--from", "10")
+    assert (ran.exit_code, ran.stdout.count("\n")) == (69, 2)
+    assert (
+        ran.stderr
+        == "loopai: CONNECTION_LOST: the daemon closed the connection; to go on: loopai batch follow b17 --from 12\n"
+    )
+
+
+def test_latencies_are_shown_without_an_exponent(loopai: Run, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = client.show_batch("b")
+    latency = LatencySummary(avg=1e-05, min=0.0, p50=0.0329, p95=0.1, p99=30100.4, max=1200000.0)
+    monkeypatch.setattr(client, "show_batch", lambda _: msgspec.structs.replace(summary, latency_ms=latency))
+    shown = loopai("batch", "show", "b", "--output", "table").stdout.splitlines()
+    assert "per item   avg 0 ms, p50 0.033, p95 0.1, p99 30100.4, max 1200000" in shown
 
 
 def test_wait_that_takes_too_long_exits_with_4(loopai: Run, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:

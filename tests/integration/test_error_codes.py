@@ -139,14 +139,13 @@ ELSEWHERE: dict[ErrorCode, str] = {
     ErrorCode.DURABILITY_UNKNOWN: "faults/test_disk_trouble.py",
     ErrorCode.RECORD_EXPIRED: "faults/test_retention_and_batches.py",
     ErrorCode.INTERNAL_ERROR: "faults/test_index_and_log.py",
+    ErrorCode.PROVIDER_UNAVAILABLE: "integration/test_codebeaker_batches.py",
 }
 """Those that take a daemon of their own, with the tests that have it."""
-OF_NO_PROVIDER_YET = {ErrorCode.PROVIDER_UNAVAILABLE}
-"""What only a remote provider can say."""
 
 
 def test_every_code_has_its_place() -> None:
-    assert HERE.keys() | ELSEWHERE.keys() | OF_NO_PROVIDER_YET == set(ErrorCode)
+    assert HERE.keys() | ELSEWHERE.keys() == set(ErrorCode)
     for code, file in ELSEWHERE.items():
         assert re.search(rf"\b{code}\b", (TESTS / file).read_text()), f"{file} provokes no {code} any more"
 

@@ -24,8 +24,7 @@ Run = Callable[..., Awaitable[Any]]
 
 HALF = "def main(n):\n    if n % 2:\n        raise ValueError(n)\n    return n\n"
 SLOW = "import time\n\ndef main(n):\n    time.sleep(30)\n"
-PYTHON = {"language": "python"}
-LOCAL = {**PYTHON, "provider": "local"}
+LOCAL = {"language": "python", "provider": "local"}
 TASK = "a-task-with-a-name"
 
 
@@ -97,15 +96,15 @@ async def test_each_metric_moves(
     assert seen.values("batches_ended_total", state="done") == [0, 1, 1, 3]
     assert seen.values("batches_ended_total", state="cancelled") == [0, 0, 0, 1]
     assert seen.values("queue_seconds_count") == [0, 1, 2, 4]
-    assert seen.values("sessions", **PYTHON, state="active") == [0, 0, 1, 0]
-    assert seen.values("sessions_created_total", **PYTHON)[2] == 2
-    assert seen.rises("sessions_reused_total", **PYTHON)[-1] >= 1
+    assert seen.values("sessions", **LOCAL, state="active") == [0, 0, 1, 0]
+    assert seen.values("sessions_created_total", **LOCAL)[2] == 2
+    assert seen.values("sessions_created_total", language="python", provider="codebeaker") == [0] * 4
+    assert seen.rises("sessions_reused_total", **LOCAL)[-1] >= 1
     assert (
-        seen.values("leases_total", **PYTHON, source="affinity")[-1]
-        == seen.values("sessions_reused_total", **PYTHON)[-1]
+        seen.values("leases_total", **LOCAL, source="affinity")[-1] == seen.values("sessions_reused_total", **LOCAL)[-1]
     )
     assert sum(seen.all[-1]["loopaid_sessions_destroyed_total"].values()) >= 2
-    assert seen.values("lease_wait_seconds_total", **PYTHON)[1] > 0
+    assert seen.values("lease_wait_seconds_total", **LOCAL)[1] > 0
     assert seen.values("refused_total", code="TASK_NOT_FOUND") == [0, 0, 0, 1]
     assert seen.values("connections") == [1, 1, 2, 1]
     assert seen.values("commit_seconds_count") == seen.values("commits_total") == seen.values("commit_records_count")
