@@ -188,7 +188,7 @@ async def test_a_flood_of_output_ends_the_item_and_what_it_ran_in_and_nothing_el
         "import os\n\ndef main(flood):\n    while flood:\n        try:\n"
         "            os.write(1, b'z' * 65536)\n        except OSError:\n            return 'survived'\n"
     )
-    ran = await run(source, [False, True, False])
+    ran = await run(source, [False, True, False], max_concurrency=1)
     assert ran.statuses == ["ok", "output_limit", "ok"]
     assert ran.errors[1] == ("OutputLimit", "the program printed more than 1048576 bytes")
     assert (ran.results[1].stdout, ran.results[1].stdout_truncated) == ("z" * 65536, True)
