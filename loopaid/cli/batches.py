@@ -207,7 +207,7 @@ def retry(settings: Settings, /, batch_id: str, only: str) -> None:
 
     \b
     Example:
-      loopai batch retry last --only failed
+      loopai batch retry last --only all
     """
     with settings.client() as client:
         accepted = client.retry_batch(batch_id, only)

@@ -229,9 +229,9 @@ def test_no_daemon_is_an_exit_code_of_its_own(loopai: Loopai, tmp_path: Path) ->
 
 def test_a_refused_run_leaves_no_state_behind(loopai: Loopai, tmp_path: Path) -> None:
     program, items = write(tmp_path / "double.py", DOUBLE), numbers(tmp_path, 2)
-    ran = loopai("run", program, "--items", items, "--provider", "codebeaker", "-q")
+    ran = loopai("run", program, "--items", items, "--timeout-ms", "0", "-q")
     assert (ran.returncode, ran.stdout, kept_states(tmp_path)) == (2, "", [])
-    assert ran.stderr.startswith("loopai: INVALID_REQUEST: ")
+    assert ran.stderr.startswith("loopai: INVALID_TIMEOUT: ")
 
 
 def test_a_daemon_that_dies_under_a_run_is_told_and_its_state_kept(environment: dict[str, str], tmp_path: Path) -> None:

@@ -147,9 +147,8 @@ async def test_settings_that_cannot_work_leave_the_daemon_up_and_python_unsuppor
     async with served(make(place), tmp_path) as client:
         status = await client.status()
         await client.put_task("t")
-        await client.push_artifact("t", "def main(n):\n    return n\n")
         with pytest.raises(LoopaidError) as refused:
-            await client.submit_batch("t", [1])
+            await client.push_artifact("t", "def main(n):\n    return n\n")
     assert refused.value.code == "UNSUPPORTED_LANGUAGE"
     assert says in refused.value.message and fix in refused.value.message
-    assert status.languages == {} and refused.value.message in status.problems
+    assert "python" not in status.languages and refused.value.message in status.problems
