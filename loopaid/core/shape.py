@@ -39,7 +39,13 @@ def _python(source: str) -> Shape | None:
     it decide, and the interpreter has the last one."""
     try:
         return _shape_of(_parse(source)) if len(source) <= PARSED_CHARS_MAX else _shape_by_words(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except SyntaxError as error:
+        shape = _shape_by_words(source)
+        if shape is None:
+            what = f"this is no program that Python can read: {error.msg} (line {error.lineno})"
+            raise LoopaidError(ErrorCode.INVALID_REQUEST, what, path="source") from None
+        return shape
+    except (ValueError, RecursionError, MemoryError):
         return _shape_by_words(source)
 
 

@@ -44,7 +44,7 @@ def test_a_program_that_defines_main_is_a_function(source: str) -> None:
     assert detect_shape(source, Language.PYTHON) is Shape.FUNCTION
 
 
-@pytest.mark.parametrize("source", ["", "x = 1\n", "print('result = 1')\n", "def f():\n    result = 1\n", "((((\n"])
+@pytest.mark.parametrize("source", ["", "x = 1\n", "print('result = 1')\n", "def f():\n    result = 1\n"])
 def test_a_program_that_does_neither_is_refused_with_what_to_do(source: str) -> None:
     with pytest.raises(LoopaidError, match="assigns `result` at top level or defines `main"):
         detect_shape(source, Language.PYTHON)
@@ -136,3 +136,9 @@ def test_no_javascript_is_too_much_for_who_looks_at_it(repeated: str, length: in
     assert detect_shape(source, Language.JAVASCRIPT) is Shape.SCRIPT
     with pytest.raises(LoopaidError):
         detect_shape(repeated * (length // len(repeated)), Language.JAVASCRIPT)
+
+
+def test_a_source_that_cannot_be_read_is_told_with_its_line() -> None:
+    with pytest.raises(LoopaidError) as refused:
+        detect_shape("x = 1\nsyntax error here(\n", Language.PYTHON)
+    assert refused.value.message == "this is no program that Python can read: '(' was never closed (line 2)"

@@ -54,7 +54,7 @@ def find_runtimes(
     for language in languages:
         finder = _FINDERS.get(language)
         if finder is None:
-            message = f"{language} is not built into this version; {', '.join(_FINDERS)} are"
+            message = f"this version does not run {language}; it runs {', '.join(_FINDERS)}"
             problems[language] = ErrorInfo(code=ErrorCode.UNSUPPORTED_LANGUAGE, message=message)
             continue
         try:
