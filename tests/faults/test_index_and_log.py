@@ -361,7 +361,7 @@ async def test_whatever_index_meets_whatever_log_nothing_that_was_said_is_lost(
     for number, (image, promises) in enumerate(moments.logs):
         other = chance.randrange(len(moments.indexes))
         files = moments.indexes[other]
-        if chance.random() < 0.3 and files:
+        if chance.random() < 0.5 and files:
             name = chance.choice(sorted(files))
             files = {**files, name: files[name][: chance.randrange(len(files[name]) + 1)]}
             torn += 1
