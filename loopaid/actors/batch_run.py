@@ -2,6 +2,8 @@
 
 The only tasks are those that serve a lease: each takes the next items, sends them ahead as one window, and records
 the rows as they come. What every event means is decided by `loopaid.core.batch`; this module carries it out.
+
+Long because leases, windows and the ends of sessions change one state, which has one owner.
 """
 
 from __future__ import annotations

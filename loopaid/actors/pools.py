@@ -204,9 +204,6 @@ class Pools:
         """Keep other limits from now on. See Scheduler.resize."""
         self._perform(self._scheduler.resize(trio.current_time(), limits))
 
-    def drain(self) -> None:
-        self._perform(self._scheduler.drain(trio.current_time()))
-
     # --- carrying out
 
     def _perform(self, actions: list[Action]) -> None:

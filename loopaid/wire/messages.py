@@ -4,6 +4,8 @@ Structs are maps from field names, but for those that say `array_like`: arrays o
 added at the end. A request is a map with a `type`; an unknown or misspelt field is an error that names it. Replies are
 tolerant of fields they do not know. Which reply answers which request stands in `loopaid/testing/reply_types.py`.
 Result blocks are the one message on the hot path: an array that carries a block of the log unchanged.
+
+Long because it is the protocol's whole vocabulary, in the order in which a writer of another client needs it.
 """
 
 from __future__ import annotations

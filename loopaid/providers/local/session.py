@@ -2,6 +2,8 @@
 
 The daemon waits for the first row of a window and then, for at most COALESCE_S, for the window's end, so that rows
 are read in blocks and an idle or slow session costs no wake-ups. Everything that is read is checked (`protocol.py`).
+
+Long because one owner drives all three pipes: what may follow what is one order of events, not several.
 """
 
 from __future__ import annotations
