@@ -147,6 +147,8 @@ class Driver:
             try:
                 await trio.lowlevel.wait_readable(self._stream.socket)
                 data = os.read(self._stream.socket.fileno(), RECEIVE_BYTES)
+            except BlockingIOError:  # woken for nothing, which an event loop may do
+                continue
             except (OSError, trio.ClosedResourceError):
                 data = b""
             for request_id in self.calls.receive(data):

@@ -139,6 +139,8 @@ class ClientStream:
             await trio.lowlevel.wait_readable(self._stream.socket)
             try:
                 data = os.read(self._stream.socket.fileno(), READ_BYTES)
+            except BlockingIOError:  # woken for nothing, which an event loop may do
+                continue
             except OSError:
                 return
             if not data:

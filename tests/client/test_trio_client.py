@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,27 @@ def task(name: str) -> TaskInfo:
 
 
 # --- calls
+
+
+async def test_a_wake_up_for_nothing_does_not_pass_for_the_end_of_a_connection(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(daemon: Any) -> None:
+        request_id, _ = await daemon.request()
+        await daemon.send(daemon.connection.reply(request_id, TaskList(tasks=[])))
+
+    read = os.read
+    outcomes = iter([BlockingIOError()])
+
+    def read_nothing_at_first(fd: int, length: int) -> bytes:
+        if (outcome := next(outcomes, None)) is not None:
+            raise outcome
+        return read(fd, length)
+
+    monkeypatch.setattr(os, "read", read_nothing_at_first)
+    async with open_client(serve(script)) as client:
+        assert await client.list_tasks() == []
+    assert next(outcomes, None) is None
 
 
 async def test_answers_find_their_calls_in_any_order(serve: Any) -> None:

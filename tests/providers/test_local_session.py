@@ -259,6 +259,46 @@ async def test_closing_waits_for_who_still_reads(start: Start) -> None:
         assert ended in ([(EndedBy.US, 0)], [(EndedBy.US, 1)])
 
 
+async def test_who_waits_for_its_end_need_not_be_woken_before_it_is_closed(start: Start) -> None:
+    """Of one end the event loop may tell two tasks in two rounds, and the first may close what the second waits on."""
+    session = (await start()).session
+    ended = []
+
+    async def wait_gone() -> None:
+        ended.append(await session.wait_gone())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait_gone)
+        await wait_all_tasks_blocked()
+        session.kill()
+        os.waitid(os.P_PID, session.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the event loop is not to hear of it
+        await session.aclose()
+    assert ended == [(EndedBy.US, "closed")]
+
+
+async def test_a_wake_up_for_nothing_does_not_pass_for_the_end_of_a_session(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = (await start()).session
+    woken = 0
+
+    async def wake_for_nothing(fd: int) -> None:
+        nonlocal woken
+        woken += 1
+        if woken > 1:
+            await wait_readable(fd)
+
+    wait_readable = trio.lowlevel.wait_readable
+    async with trio.open_nursery() as nursery:
+        with monkeypatch.context() as patched:
+            patched.setattr(trio.lowlevel, "wait_readable", wake_for_nothing)
+            nursery.start_soon(session.wait_gone)
+            await wait_all_tasks_blocked()
+        assert woken == 2
+        assert nursery.child_tasks
+        os.kill(session.pid, signal.SIGKILL)
+
+
 async def test_closing_leaves_no_descriptor_behind(provider: LocalProvider) -> None:
     session = await provider.start(Language.PYTHON, "warm-up")
     await session.aclose()

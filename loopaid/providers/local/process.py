@@ -103,26 +103,30 @@ class SandboxProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def wait(self) -> None:
-        """Wait until the outermost process has ended; by one task at a time."""
-        await trio.lowlevel.wait_readable(self._pidfd)
+        """Wait until the outermost process has ended, or `aclose` gave it up; by one task at a time."""
+        # Whoever closes it may have learned of the end in an earlier round of the event loop than we do.
+        with contextlib.suppress(trio.ClosedResourceError):
+            while self.reap() is None:
+                await trio.lowlevel.wait_readable(self._pidfd)
 
     async def ends_within(self, seconds: float) -> bool:
         """Whether it ends in this time; beside `wait`, and not to be cancelled."""
-        pidfd = os.dup(self._pidfd)
+        if self.reap() is not None:
+            return True
+        # Not a dup: epoll would go on to watch that, under its number, for as long as the other one is open.
+        pidfd = os.pidfd_open(self.pid)
         try:
             with trio.move_on_after(seconds, shield=True):
                 await trio.lowlevel.wait_readable(pidfd)
-                return True
         finally:
             os.close(pidfd)
-        return False
+        return self.reap() is not None
 
     async def wait_exit(self) -> None:
         """Wait, within END_DEADLINE_S, until it is dead; kill what only closed its pipes."""
         if not await self.ends_within(KILL_GRACE_S):
             self.kill()
             await self.ends_within(END_DEADLINE_S)
-        self.reap()
 
     def reap(self) -> int | None:
         """The exit status, None while it runs. What is left of the group goes first."""

@@ -192,6 +192,8 @@ class LocalSession:
         self._process.memory.begin()
         try:
             yield
+        except trio.ClosedResourceError:  # it did not end in time when it was closed
+            raise SessionEnded(EndedBy.US, reason="closed") from None
         finally:
             self._process.memory.end()
             self._running = False
