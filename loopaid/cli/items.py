@@ -52,12 +52,14 @@ _NumberedItem = tuple[int, Item]
 
 
 class ItemFile:
-    """A checked item file: `count` items, read again by every iteration. Closed by who opened it."""
+    """A checked item file: `count` items, whose inputs have at most `longest` bytes, read again by every iteration.
+    Closed by who opened it."""
 
     def __init__(self, file: IO[bytes], name: str, items_format: str) -> None:
         self.name = name
         self._file = file
         self._parse = _parser(name, items_format)
+        self.longest = 0
         self.count = self._check()
 
     def __iter__(self) -> Iterator[Item]:
@@ -82,13 +84,16 @@ class ItemFile:
 
     def _check(self) -> int:
         buckets = [array("q") for _ in range(_BUCKETS)]
-        count = 0
+        count = longest = 0
         own_ids = False
         for line, item in self._numbered():
             digest = hash(item.id)
             buckets[digest % _BUCKETS].append(digest)
             own_ids = own_ids or item.id != str(line)
+            assert isinstance(item.input, msgspec.Raw)
+            longest = max(longest, len(item.input))
             count += 1
+        self.longest = longest
         if own_ids:  # line numbers alone cannot repeat
             suspects = {digest for bucket in buckets for digest in _repeated(bucket)}
             if suspects:

@@ -26,6 +26,7 @@ from loopaid.cli.views import result_view
 from loopaid.cli.watch import deliver, finish
 from loopaid.errors import DaemonUnreachable, ErrorCode, LoopaidError
 from loopaid.model import TASK_NAME_CHARS_MAX, ItemStatus, Language
+from loopaid.wire.messages import BatchPlan
 
 if TYPE_CHECKING:
     from loopaid.client.blocking import BlockingClient
@@ -68,31 +69,38 @@ def run(
       loopai run classify.py --items emails.jsonl > results.jsonl
       generate-items | loopai run double.py --items - --max-concurrency 4 --out results.jsonl
     """
-    how = {name: given.pop(name) for name in ("sampling_rate", "idempotency_key", "as_completed")}
-    options = shared.checked_options(**given)
+    of_batch = {name: given.pop(name) for name in ("idempotency_key", "as_completed")}
+    how = {"sampling_rate": given.pop("sampling_rate"), **shared.checked_options(**given)}
     if embedded and settings.socket:
         raise click.UsageError("--embedded starts a daemon on a socket of its own; --socket names another")
     shared.refuse_overwriting(out, program, items_path)
     what = _Program(_task_name(program), shared.language_of(program, language), shared.read_program(program))
     with open_items(items_path, items_format) as items:
         if dry_run:
-            with _open_client(settings, embedded=embedded, keep=False) as (client, _), items.naming_lines():
-                plan = client.check_batch(
-                    what.task,
-                    items,
-                    source=what.source,
-                    language=what.language,
-                    sampling_rate=how["sampling_rate"],
-                    **options,
-                )
-            shared.print_plan(settings, plan)
+            with _open_client(settings, embedded=embedded, keep=False) as (client, _):
+                shared.print_plan(settings, _check(client, what, items, how))
             return ExitCode.OK
         if not items.count:
             settings.note(f"{items.name} has no items: nothing to run")
             with open_writer(out, settings.output_of_results()):
                 return ExitCode.OK
         with _open_client(settings, embedded=embedded, keep=keep) as (client, daemon):
-            return _run_attached(settings, client, daemon, what, items, out, options | how)
+            _check(client, what, items, how)
+            return _run_attached(settings, client, daemon, what, items, out, how | of_batch)
+
+
+def _check(client: BlockingClient, program: _Program, items: ItemFile, how: dict[str, Any]) -> BatchPlan:
+    """Ask what would run, so that what is refused is refused before a task and a version are there."""
+    limit = client.daemon.input_bytes_max
+    are_good = items.longest <= limit or not limit
+    with items.naming_lines():
+        return client.check_batch(
+            program.task,
+            items.count if are_good else items,
+            source=program.source,
+            language=program.language,
+            **how,
+        )
 
 
 def _run_attached(

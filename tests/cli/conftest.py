@@ -32,6 +32,7 @@ from loopaid.wire.messages import (
     CancelRequested,
     DaemonDraining,
     DaemonStatus,
+    Hello,
     LogInfo,
     LogPruned,
     PoolDrained,
@@ -145,6 +146,10 @@ class FakeClient:
     calls: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     items: list[tuple[object, bytes]] = dataclasses.field(default_factory=list)
 
+    @property
+    def daemon(self) -> Hello:
+        return Hello(software="loopaid 1", input_bytes_max=1 << 20)
+
     def __enter__(self) -> FakeClient:
         return self
 
@@ -196,7 +201,7 @@ class FakeClient:
         return BatchAccepted(batch_id="b17", total=len(self.items), state=BatchState.QUEUED, durability="durable")
 
     def check_batch(self, task: str, items: Any, **how: Any) -> BatchPlan:
-        self.items = [(item.id, bytes(item.input)) for item in items]
+        total = items if isinstance(items, int) else len(list(items))
         self._called("check_batch", task, how)
         return BatchPlan(
             task=task,
@@ -205,7 +210,7 @@ class FakeClient:
             language=Language.PYTHON,
             shape=Shape.FUNCTION,
             digest="d" * 64,
-            total=len(self.items),
+            total=total,
             options=BatchOptions(max_concurrency=4),
             sampling_rate=how["sampling_rate"] or 0.0,
         )

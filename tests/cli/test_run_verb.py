@@ -39,6 +39,7 @@ def test_run_registers_the_program_and_prints_a_line_per_result(
     assert [json.loads(line)["index"] for line in ran.stdout.splitlines()] == [0, 1]
     assert ran.stderr == "batch b17 done: 2 of 2 items in 1.25 s (2/s): 2 ok\n"
     source = "def main(x):\n    return x\n"
+    checked = {"source": source, "language": Language.PYTHON, "sampling_rate": 1.0, "max_concurrency": 2}
     how = {
         "version": 3,
         "sampling_rate": 1.0,
@@ -48,6 +49,7 @@ def test_run_registers_the_program_and_prints_a_line_per_result(
     }
     assert client.calls == [
         ("open", None),
+        ("check_batch", "run/my-program", checked),
         ("put_task", "run/my-program", None),
         ("push_artifact", "run/my-program", source, {"language": Language.PYTHON, "if_changed": True}),
         ("run_batch", "run/my-program", how),
@@ -104,7 +106,7 @@ def test_results_go_to_the_file_that_out_names(
     out = tmp_path / "out.jsonl"
     assert loopai("run", program, "--items", items, "--out", str(out), "--as-completed").stdout == ""
     assert len(out.read_text().splitlines()) == 2
-    assert client.calls[3][2]["as_completed"] is True
+    assert client.calls[4][2]["as_completed"] is True
 
 
 def test_a_run_that_fails_replaces_nothing_and_says_where_its_results_are(
@@ -199,7 +201,7 @@ def test_a_dry_run_has_everything_checked_and_runs_nothing(
     source = "def main(x):\n    return x\n"
     how = {"source": source, "language": Language.PYTHON, "sampling_rate": None, "timeout_ms": 50}
     assert client.calls == [("open", None), ("check_batch", "run/my-program", how), ("close",)]
-    assert (len(client.items), out.exists()) == (2, False)
+    assert (client.items, out.exists()) == ([], False)
 
 
 def test_a_dry_run_tells_a_person_what_would_run(loopai: Run, program: str, items: str) -> None:

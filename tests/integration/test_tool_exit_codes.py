@@ -83,6 +83,24 @@ async def test_usage_and_wrong_items(client: Client, push: Push, tool: Tool, tmp
     assert await client.list_batches() == []
 
 
+@pytest.mark.parametrize(
+    ("program", "line", "how", "said"),
+    [
+        ("x = 1\n", "1", (), "INVALID_REQUEST"),
+        (ECHO, '"' + "x" * (1 << 20) + '"', (), "LIMIT_EXCEEDED"),
+        (ECHO, "1", ("--provider", "codebeaker"), "PROVIDER_UNAVAILABLE"),
+    ],
+)
+async def test_a_run_that_is_refused_leaves_nothing_behind(
+    client: Client, tool: Tool, tmp_path: Path, program: str, line: str, how: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "items.jsonl").write_text(f"0\n{line}\n")
+    exit_code, told = await tool("run", f"{tmp_path}/program.py", "--items", f"{tmp_path}/items.jsonl", *how)
+    assert (exit_code != ExitCode.OK, told.startswith(f"loopai: {said}: ")) == (True, True), told
+    assert (await client.list_tasks(), await client.list_batches()) == ([], [])
+
+
 async def test_items_that_failed(client: Client, push: Push, tool: Tool, items: str) -> None:
     await push(PICKY)
     exit_code, told = await tool("batch", "submit", "t", "--items", items, "--wait")

@@ -97,7 +97,8 @@ def _accepted(batch: Batch) -> m.BatchAccepted:
     )
 
 
-def check_batch(daemon: Daemon, call: Call, request: m.CheckBatch) -> m.BatchPlan:
+async def check_batch(daemon: Daemon, call: Call, request: m.CheckBatch) -> m.BatchPlan:
+    await daemon.intake.provider_for(request.options).look()
     uid, task = owner_of(call, request.task)
     catalog = daemon.catalog
     if request.source is None:
