@@ -195,7 +195,9 @@ def cancel(settings: Settings, /, batch_id: str, reason: str) -> None:
     """
     with settings.client() as client:
         reply = client.cancel_batch(batch_id, reason)
-    print_object(settings, {"batch_id": reply.batch_id, "state": reply.state}, reply.batch_id)
+    described = {"batch_id": reply.batch_id, "state": reply.state, "cancelling": not reply.state.is_final}
+    more = ", and is being cancelled" if described["cancelling"] else ""
+    print_object(settings, described, reply.batch_id, {"batch": f"{reply.batch_id}, {reply.state}{more}"})
 
 
 @batch.command()
@@ -260,7 +262,9 @@ def _stream(
 def _wait(client: BlockingClient, settings: Settings, batch_id: str, timeout_s: float | None = None) -> ExitCode:
     try:
         with time_limit(timeout_s):
-            summary = await_end(settings, client, batch_id)
+            batch = client.show_batch(batch_id)
+            batch_id = batch.batch_id  # `last` may mean another one when somebody does what we say
+            summary = await_end(settings, client, batch)
     except (KeyboardInterrupt, ConnectionLost) as error:
         error.add_note(_how_to_go_on(error, settings, batch_id))
         raise

@@ -36,6 +36,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 _KEYS: Final = frozenset(("id", "input", "force_validation"))
 _BUCKETS: Final = 256
 _INDEX: Final = re.compile(r"items\[([0-9]+)\]")
+_CSV_HEADER: Final = re.compile(rb'"?\w[^][{}]*,[^][{}]*|[a-z]\w*')
 
 
 class _ItemLine(msgspec.Struct, forbid_unknown_fields=True):
@@ -171,7 +172,9 @@ def _parse_json_lines(
         except msgspec.ValidationError as error:
             raise _bad_line(name, number, f"not an item: {error}") from None
         except msgspec.DecodeError:
-            raise _bad_line(name, number, f"not JSON: {_why(text)}") from None
+            is_csv = number == 1 and _CSV_HEADER.fullmatch(text)
+            hint = "; if this is CSV with a header, say --items-format csv" if is_csv else ""
+            raise _bad_line(name, number, f"not JSON: {_why(text)}{hint}") from None
         except RecursionError:
             raise _bad_line(name, number, "nested too deeply") from None
         except ValueError as error:

@@ -1,18 +1,20 @@
 """The JSON objects that verbs print: a stable interface, held by golden tests.
 
-Times are ISO-8601 in UTC, durations are numbers with the unit in their name. A result's object is made by the
-client library (`Result.as_dict`).
+Times are ISO-8601 in UTC, durations are numbers with the unit in their name.
 """
 
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from loopaid.model import BatchSummary
 from loopaid.wire.messages import ArtifactInfo, BatchAccepted, DaemonStatus, LogInfo, TaskInfo
+
+if TYPE_CHECKING:
+    from loopaid.client.results import Result
 
 JsonObject = dict[str, Any]
 
@@ -87,6 +89,11 @@ def batch_object(batch: BatchSummary) -> JsonObject:
     described["latency_ms"] = msgspec.to_builtins(batch.latency_ms)
     described["pool"] = msgspec.to_builtins(batch.pool)
     return described
+
+
+def result_object(result: Result) -> JsonObject:
+    """With the output exactly as the program's side wrote it."""
+    return result.as_dict() | {"output": msgspec.Raw(result.output_json)}
 
 
 def log_object(log: LogInfo) -> JsonObject:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 import msgspec
 
+from loopaid.cli.objects import result_object
 from loopaid.cli.render import print_list, print_object
 from loopaid.cli.results import open_writer
 from loopaid.cli.settings import Settings, Verbs, pass_settings
+from loopaid.cli.views import result_row, stats_view
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import ItemStatus
 from loopaid.wire.messages import RECORDS_LISTED_MAX
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from loopaid.client.results import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
-_COLUMNS: Final = "execution_id task id status latency_ms executed_at"
+_COLUMNS: Final = "execution_id task id status latency_ms executed_at error"
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -100,7 +102,8 @@ def list_(settings: Settings, /, limit: int, cursor: str | None, **which: Any) -
     chosen = _which(**which)
     with settings.client() as client:
         page = client.list_records(limit=limit, cursor=cursor, **chosen)
-    print_list(settings, [result.as_dict() for result in page.results], _COLUMNS, "execution_id")
+    rows = [result_row(result) for result in page.results] if settings.output_of_objects() == "table" else None
+    print_list(settings, [result_object(result) for result in page.results], _COLUMNS, "execution_id", rows)
     if page.cursor is not None:
         settings.note(f"there are more: the same with --cursor {page.cursor}")
 
@@ -123,7 +126,7 @@ def show(settings: Settings, /, record: str) -> None:
     if len(places) == 2 and result.attempt != int(places[1]):
         message = f"the record is of attempt {result.attempt}; other attempts leave none"
         raise LoopaidError(ErrorCode.INVALID_REQUEST, message, path="ID")
-    print_object(settings, result.as_dict(), result.execution_id)
+    print_object(settings, result_object(result), result.execution_id)
 
 
 @records.command()
@@ -139,10 +142,7 @@ def stats(settings: Settings, /, **which: Any) -> None:
     chosen = _which(**which)
     with settings.client() as client:
         counted = client.record_stats(**chosen)
-    described = msgspec.to_builtins(counted)
-    shown = {name: value for name, value in described.items() if name != "tasks"}
-    shown |= {f"task {each['task']}": each["by_status"] for each in described["tasks"]}
-    print_object(settings, described, str(counted.items), shown)
+    print_object(settings, msgspec.to_builtins(counted), str(counted.items), stats_view(counted))
 
 
 @records.command()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -28,14 +28,21 @@ def print_object(settings: Settings, described: JsonObject, name: str, shown: Js
         case "quiet":
             _write(printable(name))
         case _:
-            rows = described if shown is None or settings.verbose else shown
-            width = max(map(len, rows), default=0)
-            for key, value in rows.items():
+            rows = list(_flat(described if shown is None or settings.verbose else shown))
+            width = max((len(key) for key, _ in rows), default=0)
+            for key, value in rows:
                 _write(f"{key:<{width}}  {_cell(value, width + 2)}")
 
 
-def print_list(settings: Settings, rows: Sequence[JsonObject], columns: str, name: str) -> None:
-    """Print objects of one kind. `columns` are a table's, `name` is the one that quiet prints, by their keys."""
+def print_list(
+    settings: Settings,
+    rows: Sequence[JsonObject],
+    columns: str,
+    name: str,
+    shown: Sequence[JsonObject] | None = None,
+) -> None:
+    """Print objects of one kind. `columns` are a table's, `name` is the one that quiet prints, by their keys; `shown`
+    stands in for them in a table."""
     match settings.output_of_objects():
         case "json":
             _write(json_text(rows))
@@ -46,7 +53,7 @@ def print_list(settings: Settings, rows: Sequence[JsonObject], columns: str, nam
             for row in rows:
                 _write(printable(str(row[name])))
         case _:
-            _print_table(settings, rows, columns.split())
+            _print_table(settings, rows if shown is None else shown, columns.split())
 
 
 def json_text(value: object) -> str:
@@ -63,6 +70,19 @@ def printable(text: str) -> str:
 def decimal(value: float) -> str:
     """At most three places, and never an exponent."""
     return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _flat(described: JsonObject, place: str = "") -> Iterator[tuple[str, Any]]:
+    """What an object holds, objects within it included: `log.health`, `pools[0].idle`."""
+    for key, value in described.items():
+        match value:
+            case dict():
+                yield from _flat(value, f"{place}{key}.")
+            case [dict(), *_]:
+                for number, each in enumerate(value):
+                    yield from _flat(each, f"{place}{key}[{number}].")
+            case _:
+                yield place + key, value
 
 
 def _print_table(settings: Settings, rows: Sequence[JsonObject], columns: Sequence[str]) -> None:
@@ -103,8 +123,10 @@ def _cell(value: Any, indent: int = 0) -> str:
             return "yes" if value else "no"
         case float():
             return decimal(value)
-        case dict() | list():
-            return json_text(value)
+        case msgspec.Raw():
+            return printable(bytes(value).decode())
+        case list():
+            return ", ".join(map(_cell, value)) or "none"
         case str() if "\n" in value:  # source text, tracebacks: below each other, behind the key's column
             return ("\n" + " " * indent).join(map(printable, value.splitlines()))
         case _:

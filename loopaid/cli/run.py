@@ -18,13 +18,13 @@ from loopaid.cli import options as shared
 from loopaid.cli.embedded import EmbeddedDaemon, kept_socket, open_embedded
 from loopaid.cli.exit_codes import ExitCode
 from loopaid.cli.items import ItemFile, open_items
-from loopaid.cli.objects import JsonObject
+from loopaid.cli.objects import JsonObject, result_object
 from loopaid.cli.render import print_object
 from loopaid.cli.results import Tally, open_writer
 from loopaid.cli.settings import Settings, Verb, pass_settings
 from loopaid.cli.views import result_view
 from loopaid.cli.watch import deliver, finish
-from loopaid.errors import DaemonUnreachable, ErrorCode, LoopaidError
+from loopaid.errors import ConnectionLost, DaemonUnreachable, ErrorCode, LoopaidError
 from loopaid.model import TASK_NAME_CHARS_MAX, ItemStatus, Language
 from loopaid.wire.messages import BatchPlan
 
@@ -114,7 +114,9 @@ def _run_attached(
 ) -> ExitCode:
     client.put_task(program.task)
     artifact = client.push_artifact(program.task, program.source, language=program.language, if_changed=True)
+    to_see = dataclasses.replace(settings, socket=kept_socket(daemon)) if daemon else settings
     tally = Tally()
+    batch = None
     try:
         with (
             open_writer(out, settings.output_of_results()) as writer,
@@ -128,10 +130,16 @@ def _run_attached(
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"the batch was cancelled; {tally.seen} of {items.count} results were written")
         raise
-    to_see = settings
+    except ConnectionLost as lost:
+        if batch is not None:
+            batch_id = batch.batch.batch_id
+            results = to_see.command("batch", "results", batch_id)
+            lost.add_note(
+                f"{tally.seen} of {items.count} results of batch {batch_id} were written; all of them: {results}"
+            )
+        raise
     more: JsonObject = {}
     if daemon:
-        to_see = dataclasses.replace(settings, socket=kept_socket(daemon))
         daemon.keep = daemon.keep or summary.success_count < summary.total
         more["state_dir"] = str(daemon.state_dir) if daemon.keep else None
     rest = to_see.command("batch", "results", summary.batch_id, "--only", "failed")
@@ -193,9 +201,7 @@ def exec_(settings: Settings, /, task: str, text: str, item_id: str | None, **gi
         raise LoopaidError(ErrorCode.INVALID_REQUEST, f"the input is not JSON: {error}", path="--input") from None
     with settings.client() as client:
         result = client.exec(name, value, version=version, item_id=item_id, **options)
-    described = result.as_dict()
-    exact = described | {"output": msgspec.Raw(result.output_json)}
-    print_object(settings, exact, result.batch_id, described if settings.verbose else result_view(result))
+    print_object(settings, result_object(result), result.batch_id, result_view(result))
     if result.success:
         return ExitCode.OK
     return ExitCode.CANCELLED if result.status == ItemStatus.CANCELLED else ExitCode.ITEMS_FAILED

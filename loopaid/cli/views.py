@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from loopaid.cli.objects import JsonObject, iso_time
 from loopaid.cli.render import decimal
-from loopaid.model import BatchSummary
-from loopaid.wire.messages import BatchPlan, DaemonStatus
+from loopaid.model import BatchSummary, LatencySummary
+from loopaid.wire.messages import BatchPlan, DaemonStatus, RecordStats
 
 if TYPE_CHECKING:
     from loopaid.client.results import Result
+
+ERROR_CHARS: Final = 100
+"""What a row of a table has room for."""
 
 
 def batch_view(batch: BatchSummary) -> JsonObject:
@@ -24,7 +27,7 @@ def batch_view(batch: BatchSummary) -> JsonObject:
         "sampled": f"{batch.sampled_count} for validation" if batch.sampled_count else "",
         "submitted": iso_time(batch.submitted_at),
         "took": _pace(batch),
-        "per item": _latency(batch) if batch.recorded else "",
+        "per item": _latency(batch.latency_ms) if batch.recorded else "",
         "options": f"isolation {options.isolation}, concurrency {options.max_concurrency}, "
         f"timeout {options.timeout_ms} ms, priority {options.priority}"
         + (", stop on first error" if options.stop_on_first_error else ""),
@@ -40,8 +43,7 @@ def _pace(batch: BatchSummary) -> str:
     return f"{seconds:.2f} s, {batch.recorded / seconds:,.0f} items/s, {batch.sessions_used} sessions"
 
 
-def _latency(batch: BatchSummary) -> str:
-    latency = batch.latency_ms
+def _latency(latency: LatencySummary) -> str:
     rest = ", ".join(f"{name} {decimal(getattr(latency, name))}" for name in ("p50", "p95", "p99", "max"))
     return f"avg {decimal(latency.avg)} ms, {rest}"
 
@@ -58,6 +60,28 @@ def result_view(result: Result) -> JsonObject:
     view["latency"] = f"{decimal(result.latency_ms)} ms"
     view["batch"] = result.batch_id
     return {key: value for key, value in view.items() if value}
+
+
+def result_row(result: Result) -> JsonObject:
+    """One of many."""
+    error = result.error
+    return result.as_dict() | {"error": f"{error.type}: {error.message}"[:ERROR_CHARS] if error else ""}
+
+
+def stats_view(stats: RecordStats) -> JsonObject:
+    view: JsonObject = {
+        "batches": stats.batches,
+        "items": stats.items,
+        "records": counted(stats.by_status) or "none",
+        "sampled": f"{stats.sampled_count} for validation" if stats.sampled_count else "",
+        "per item": _latency(stats.latency_ms) if stats.ran else "",
+    }
+    several = len({each.uid for each in stats.tasks}) > 1
+    for each in stats.tasks:
+        name = f"{each.uid}:{each.task}" if several else each.task
+        latency = f"; avg {decimal(each.latency_avg_ms)} ms" if each.ran else ""
+        view[f"task {name}"] = f"{each.batches} batches: {counted(each.by_status) or 'no records'}{latency}"
+    return {key: value for key, value in view.items() if value != ""}
 
 
 def plan_view(plan: BatchPlan) -> JsonObject:

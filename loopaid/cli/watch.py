@@ -44,11 +44,10 @@ def deliver(
                 progress.update(tally.seen, tally.failed)
 
 
-def await_end(settings: Settings, client: BlockingClient, batch_id: str) -> BatchSummary:
+def await_end(settings: Settings, client: BlockingClient, batch: BatchSummary) -> BatchSummary:
     """Wait for the end of a batch; where somebody watches, by counting what comes in."""
     if not is_wanted(quiet=settings.quiet or settings.errors_as_json, results_on_stdout=False):
-        return client.wait_batch(batch_id)
-    batch = client.show_batch(batch_id)
+        return client.wait_batch(batch.batch_id)
     done, failed = batch.recorded, batch.recorded - batch.success_count
     with (
         client.results(batch.batch_id, cursor=done, order="completed") as stream,

@@ -107,6 +107,18 @@ def test_a_carriage_return_between_tokens_never_reaches_the_wire() -> None:
     [
         (b"1\n{oops\n", "items.jsonl:2: not JSON: Expecting property name enclosed in double quotes (column 2)"),
         (b"1\n\n2 3\n", "items.jsonl:3: not JSON: Extra data (column 3)"),
+        (
+            b"id,text\n1,a\n",
+            "items.jsonl:1: not JSON: Expecting value (column 1); if this is CSV with a header, say --items-format csv",
+        ),
+        (
+            b'"text","n"\n',
+            "items.jsonl:1: not JSON: Extra data (column 7); if this is CSV with a header, say --items-format csv",
+        ),
+        (
+            b"text\nsome\n",
+            "items.jsonl:1: not JSON: Expecting value (column 1); if this is CSV with a header, say --items-format csv",
+        ),
         (b"NaN\n", "items.jsonl:1: not JSON: NaN is not a JSON value"),
         (b"[-Infinity]\n", "items.jsonl:1: not JSON: -Infinity is not a JSON value"),
         (b'"\\ud800"\n', "items.jsonl:1: not JSON: an escape for half a surrogate pair"),

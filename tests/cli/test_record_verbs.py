@@ -35,8 +35,20 @@ def test_a_list_is_a_page_and_says_how_to_go_on(loopai: Run, client: Any) -> Non
     assert asked(client, "list_records")[1] == [{"limit": 5, "cursor": "b17:1", "statuses": FAILED}]
     assert ([record["status"] for record in ran.json], ran.stderr) == (["program_error"], "")
     table = loopai("records", "list", "--output", "table").stdout.splitlines()
-    assert table[0].split() == ["execution", "id", "task", "id", "status", "latency", "ms", "executed", "at"]
+    assert table[0].split() == ["execution", "id", "task", "id", "status", "latency", "ms", "executed", "at", "error"]
     assert table[1].split()[0] == "b17.0.1"
+    table = loopai("records", "list", "--output", "table", "--cursor", "b17:1").stdout.splitlines()
+    assert table[1].rstrip().endswith("ValueError: no such category")
+
+
+def test_statistics_are_sentences_for_a_person(loopai: Run) -> None:
+    assert loopai("records", "stats", "--output", "table").stdout.splitlines() == [
+        "batches   1",
+        "items     2",
+        "records   2 ok",
+        "per item  avg 1.5 ms, p50 0, p95 0, p99 0, max 0",
+        "task t    1 batches: 2 ok; avg 1.5 ms",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from loopaid.errors import ConnectionLost
 from loopaid.model import BatchState, Language
 
 Run = Callable[..., Any]
@@ -86,6 +87,17 @@ def test_ctrl_c_cancels_the_batch_and_says_so(loopai: Run, client: Any, program:
     assert (ran.exit_code, ran.stdout.count("\n")) == (130, 2)
     assert client.calls[-2:] == [("cancelled", KeyboardInterrupt), ("close",)]
     assert ran.stderr == ("loopai: INTERRUPTED: interrupted; the batch was cancelled; 2 of 2 results were written\n")
+
+
+def test_a_run_that_loses_its_daemon_names_the_batch(loopai: Run, client: Any, program: str, items: str) -> None:
+    client.interrupt_after, client.interrupted_by = 2, ConnectionLost("the daemon closed the connection")
+    client.outcomes = ["ok"] * 4
+    ran = loopai("run", program, "--items", items, "--socket", "/s")
+    assert (ran.exit_code, ran.stdout.count("\n")) == (69, 2)
+    assert ran.stderr == (
+        "loopai: CONNECTION_LOST: the daemon closed the connection; 2 of 2 results of batch b17 were written; "
+        "all of them: loopai --socket /s batch results b17\n"
+    )
 
 
 def test_a_reader_who_had_enough_cancels_the_batch_in_silence(

@@ -13,6 +13,7 @@ import pytest
 from loopaid.cli.main import loopai as tool
 from loopaid.cli.settings import LateVerbs
 from loopaid.model import BatchState, Language, Shape
+from loopaid.wire.messages import CancelRequested
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
 Run = Callable[..., Any]
@@ -214,8 +215,30 @@ def test_drain_waits_unless_told(loopai: Run, client: Any) -> None:
 
 
 def test_cancel_passes_its_reason_on(loopai: Run, client: Any) -> None:
-    assert loopai("batch", "cancel", "b1", "--reason", "wrong").json == {"batch_id": "b17", "state": "running"}
+    assert loopai("batch", "cancel", "b1", "--reason", "wrong").json == GOLDEN["cancelled"]
     assert ("cancel_batch", "b1", "wrong") in client.calls
+    assert (
+        loopai("batch", "cancel", "b1", "--output", "table").stdout == "batch  b17, running, and is being cancelled\n"
+    )
+
+
+def test_cancel_of_a_batch_that_has_ended_says_so(loopai: Run, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "cancel_batch", lambda *_: CancelRequested(batch_id="b17", state=BatchState.DONE))
+    assert loopai("batch", "cancel", "b1").json == {"batch_id": "b17", "state": "done", "cancelling": False}
+    assert loopai("batch", "cancel", "b1", "--output", "table").stdout == "batch  b17, done\n"
+
+
+def test_verbose_shows_objects_within_objects_field_by_field(loopai: Run, client: Any) -> None:
+    lines = loopai("status", "-v", "--output", "table").stdout.splitlines()
+    fields = {key: value for key, _, value in (line.partition(" ") for line in lines)}
+    assert fields["log.health"].strip() == "healthy"
+    assert fields["pools[0].size_max"].strip() == "20"
+    assert fields["languages.python"].strip() == "3.11"
+    assert fields["problems"].strip() == "none"
+    assert not any(sign in line for line in lines for sign in "{}")
+    client.outcomes = ["ok"]
+    lines = loopai("exec", "t", "--input", "1", "-v", "--output", "table").stdout.splitlines()
+    assert 'output                  {"n": 1}' in lines
 
 
 def test_global_options_work_before_between_and_after_the_verbs(loopai: Run, client: Any) -> None:

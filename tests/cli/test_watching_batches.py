@@ -160,7 +160,7 @@ def test_latencies_are_shown_without_an_exponent(loopai: Run, client: Any, monke
 def test_wait_that_takes_too_long_exits_with_4(loopai: Run, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "wait_batch", lambda _: threading.Event().wait(10))
     ran = loopai("batch", "wait", "b", "--timeout", "0.02")
-    assert (ran.exit_code, ran.stdout, ran.stderr) == (4, "", "batch b had not ended after 0.02 s\n")
+    assert (ran.exit_code, ran.stdout, ran.stderr) == (4, "", "batch b17 had not ended after 0.02 s\n")
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 
@@ -169,9 +169,9 @@ def test_wait_that_is_interrupted_leaves_the_batch(loopai: Run, client: Any, mon
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(client, "wait_batch", interrupted)
-    ran = loopai("batch", "wait", "b")
+    ran = loopai("batch", "wait", "last")
     assert ran.exit_code == 130
-    assert "the batch runs on; to follow it: loopai batch follow b\n" in ran.stderr
+    assert "the batch runs on; to follow it: loopai batch follow b17\n" in ran.stderr
 
 
 def test_a_person_who_waits_sees_how_far_it_is(
