@@ -22,7 +22,7 @@ from loopaid.core.batch import Action, BatchProgress, Finish, RecordItem, Record
 from loopaid.core.claims import SessionKey
 from loopaid.core.window import OVERDUE, WindowSizer
 from loopaid.model import LOCAL, STATUSES, BatchState, Isolation, ItemStatus, ProgramError
-from loopaid.providers.base import EndedBy, LoadFailed, Program, Session, SessionEnded, Window
+from loopaid.providers.base import EndedBy, LoadFailed, Program, Session, SessionEnded, Window, WindowEnd
 from loopaid.wire.rows import Extra, Row, pack_row, range_block, rows_block
 
 LOAD_TIMEOUT_S: Final = 30.0
@@ -58,7 +58,8 @@ class BatchRun:
         self._nursery = nursery
         self._on_over = on_over
         self._accepted_at = trio.current_time()
-        self._window_s = around.pools.provider(batch.pool).window_s
+        provider = around.pools.provider(batch.pool)
+        self._window_s, self._silence_s = provider.window_s, provider.silence_s
         self._sizer = WindowSizer(self._window_s)
         isolation = batch.options.isolation
         if isolation is Isolation.PROCESS and batch.options.provider != LOCAL:
@@ -168,7 +169,9 @@ class BatchRun:
                 await self._returned.wait()
             self._silent = waiting.cancelled_caught
             if self._silent:
-                self._sizer.on_silence(max((one.longest_s for one in self._windows.values()), default=0.0))
+                longest_s = max((one.longest_s for one in self._windows.values()), default=0.0)
+                if longest_s > self._silence_s:
+                    self._sizer.on_silence(longest_s)
                 self._claim()
                 delay *= 2
             else:
@@ -191,7 +194,7 @@ class BatchRun:
                 executions += end.done
                 clean = not end.tainted
                 lease.rss_bytes = end.rss_bytes
-                self._window_ended(session.id, delivery, end.done)
+                self._window_ended(session.id, delivery, end)
         except LoadFailed as failure:
             clean = False
             self._perform(self._progress.on_load_failed(session.id, failure.error))
@@ -246,7 +249,7 @@ class BatchRun:
         return None
 
     def _take(self, lease: Lease, start: int, stop: int, chunk: Chunk) -> tuple[Window, Delivery]:
-        items_max = min(self._sizer.size, lease.executions_max - lease.executions)
+        items_max = min(self._sizer.next(self._progress.waiting, self._held), lease.executions_max - lease.executions)
         inputs, ids, count = chunk.window(start, min(stop, start + items_max))
         taken = self._progress.take(lease.session.id, count)
         options = self._batch.options
@@ -304,10 +307,11 @@ class BatchRun:
         batch_events.items(block, zip(statuses, latencies, strict=True))
         self._perform(self._progress.on_rows(delivery.lease.session.id, statuses, latencies))
 
-    def _window_ended(self, session_id: str, delivery: Delivery, done: int) -> None:
-        took = trio.current_time() - delivery.began
-        delivery.lease.executions += done
-        self._sizer.on_window(done, took, delivery.slowest_us / 1e6)
+    def _window_ended(self, session_id: str, delivery: Delivery, end: WindowEnd) -> None:
+        took_s = trio.current_time() - delivery.began
+        work_s = took_s if end.work_s is None else end.work_s
+        delivery.lease.executions += end.done
+        self._sizer.on_window(end.done, work_s, delivery.slowest_us / 1e6, took_s - work_s)
         del self._windows[session_id]
         self._perform(self._progress.on_window_end(session_id))
         self._claim()

@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from loopaid.bench.codebeaker import codebeaker
 from loopaid.bench.environment import describe, working_directory
 from loopaid.bench.history import history
 from loopaid.bench.idle import idle
@@ -32,7 +33,8 @@ SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
     "history": (history,),
     "retention": (retention,),
     "isolation": (isolation,),
-    "all": (throughput, idle, million, interactive, slow_client, startup, history, retention, isolation),
+    "codebeaker": (codebeaker,),
+    "all": (throughput, idle, million, interactive, slow_client, startup, history, retention, isolation, codebeaker),
 }
 
 

@@ -25,6 +25,7 @@ SCENARIOS: Final = (
     "history",
     "retention",
     "isolation",
+    "codebeaker",
     "all",
 )
 
@@ -160,7 +161,8 @@ def bench(settings: Settings, name: str, repeats: int, items: int, state_dir: st
 
     `throughput` takes two minutes: items per second beside what people use otherwise, what each feature costs, the
     latency of `exec`, an idle daemon. The others show limits: `million` items in one batch, `interactive` calls
-    beside a bulk batch, a `slow-client` that stops reading. `startup` is how long this tool takes to start.
+    beside a bulk batch, a `slow-client` that stops reading. `startup` is how long this tool takes to start,
+    `codebeaker` what comes of a server's speed, which is the double of the tests here.
 
     \b
     Example:

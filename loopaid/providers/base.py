@@ -55,12 +55,14 @@ class Window(msgspec.Struct, frozen=True, gc=False):
 class WindowEnd(msgspec.Struct, frozen=True, gc=False):
     """A window's regular end: `done` of its items have rows, the rest was not begun.
 
-    A *tainted* session works but must not be used again: the program left something behind in it.
+    A *tainted* session works but must not be used again: the program left something behind in it. `work_s` is what
+    its items took together, where the window itself costs much beside them; None: all the time of `run` is theirs.
     """
 
     done: int
     tainted: bool
     rss_bytes: int | None
+    work_s: float | None = None
 
 
 class EndedBy(enum.Enum):
@@ -158,7 +160,8 @@ class Provider(Protocol):
 
     `sandbox` names the confinement of its sessions, `memory` what bounds their memory as a whole (`cgroup`,
     `sampled`), `notes` say what else an operator should know of it. `window_s` is how much work a window may hold:
-    what is far away and cannot be called back is sent ahead in larger ones than what is near.
+    what is far away and cannot be called back is sent ahead in larger ones than what is near. For `silence_s` a
+    session may say nothing of a window though all is well.
     """
 
     @property
@@ -167,6 +170,8 @@ class Provider(Protocol):
     def memory(self) -> str: ...
     @property
     def window_s(self) -> float: ...
+    @property
+    def silence_s(self) -> float: ...
     @property
     def notes(self) -> Sequence[str]: ...
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from loopaid.bench import history, idle, interactive, isolation, million, retention, slow_client, startup
+from loopaid.bench import codebeaker, history, idle, interactive, isolation, million, retention, slow_client, startup
 from loopaid.bench.main import SCENARIOS, run
 from loopaid.bench.setting import Setting
 from loopaid.cli import daemon_verbs
@@ -154,6 +154,16 @@ def test_every_isolation_is_measured_and_one_is_compared_with_a_bare_fork(
         "process, 1 session",
         "process, 2 sessions",
     }
+
+
+def test_a_server_far_away_is_measured_beside_what_its_users_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    results = bench(capsys, tmp_path, "codebeaker")
+    bounds = {name: bound["at_least"] for name, bound in results["loopaid"]["bounds"].items()}
+    assert bounds == {codebeaker.BARE: 0.8, codebeaker.NAIVE: 10}
+    assert 1 <= results["loopaid's connections"]["median"] <= 10
+    assert results["loopaid's connections"]["median"] <= results["loopaid's windows"]["median"] <= 100
 
 
 def test_the_start_of_the_tool_is_measured_beside_that_of_python(

@@ -51,6 +51,17 @@ def test_a_silence_is_the_least_that_the_next_items_are_taken_for() -> None:
     assert (sizer.size, sizer.item_s) == (2, 1e-6)
 
 
+def test_where_a_window_costs_something_nobody_takes_more_than_an_equal_share() -> None:
+    sizer = WindowSizer(1.0)
+    for _ in range(6):
+        sizer.on_window(sizer.size, sizer.size * 0.01, 0.01, 0.05)
+    assert (sizer.size, sizer.next(1000, 10), sizer.next(100, 10)) == (64, 64, 10)
+    assert sizer.next(95, 10) == 10  # rounded up
+    assert sizer.next(20, 10) == 5  # as much work as the window costs
+    sizer.on_window(64, 0.64, 0.01)
+    assert sizer.next(20, 10) == 100
+
+
 def test_a_window_without_items_teaches_nothing() -> None:
     sizer = WindowSizer()
     sizer.on_window(0, 5.0, 0.0)

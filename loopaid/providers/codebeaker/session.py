@@ -227,7 +227,8 @@ class CodeBeakerSession:
         if not outcome.complete:
             return self._broken_off(remote, window, printed, outcome, deliver)
         self.version = outcome.version or self.version
-        return WindowEnd(done, False, outcome.rss_bytes)
+        work_s = sum(row.latency_us for row in outcome.rows) / 1e6  # to start a process there takes much longer
+        return WindowEnd(done, False, outcome.rss_bytes, work_s)
 
     def _broken_off(
         self, remote: RemoteWindow, window: Window, printed: Printed, outcome: Outcome, deliver: Deliver

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import importlib.resources
 import json
 import re
@@ -91,13 +92,12 @@ class RemoteWindow:
         self._load_s = load_s
 
     def payload(self) -> str:
-        """The argument of the supervisor's `main`."""
+        """The argument of the supervisor's `main`: two objects, of which the first is always the same."""
         limits, program = self._settings.limits, self._program
         frames = encode_load(program, limits.row_bytes_max, apart=False)
         frames += encode_window(self._window, self._seq, apart=False)
         order = {
             "tag": self.tag,
-            "harness": _source("loopaid.providers.local"),
             "frames": frames.decode("latin-1"),
             "load_s": self._load_s,
             "item_s": self._window.timeout_ms / 1000 + KILL_GRACE_S,
@@ -106,7 +106,7 @@ class RemoteWindow:
             "row_bytes_max": limits.row_bytes_max,
             "settings": {**msgspec.to_builtins(limits), "limits": self._settings.rlimits},
         }
-        return base64.b64encode(zlib.compress(json.dumps(order).encode(), 1)).decode()
+        return f"{_packed_harness()}.{_packed(order)}"
 
     def outcome(self, stdout: str) -> Outcome:
         """Read what the command printed. Raises LoadFailed, and ProtocolViolation for what no supervisor says."""
@@ -183,5 +183,15 @@ def program_reading(expression: str) -> str:
     return f"{_source('loopaid.providers.codebeaker')}\nmain({expression})\n"
 
 
+@functools.cache
+def _packed_harness() -> str:
+    return _packed({"harness": _source("loopaid.providers.local")})
+
+
+def _packed(order: dict[str, object]) -> str:
+    return base64.b64encode(zlib.compress(json.dumps(order).encode())).decode()
+
+
+@functools.cache
 def _source(package: str) -> str:
     return importlib.resources.files(package).joinpath("harness/python.py").read_text(encoding="utf-8")

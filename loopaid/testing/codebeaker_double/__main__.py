@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import signal
 import sys
 
@@ -12,9 +14,13 @@ from loopaid.testing.codebeaker_double.runtimes import RUNTIMES
 from loopaid.testing.codebeaker_double.server import open_codebeaker_double
 
 
-async def serve(port: int, token: str, available: list[str]) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+async def serve(port: int, token: str, available: list[str], transcript: str) -> None:
+    with (
+        open(transcript, "a", buffering=1, encoding="ascii") as file,  # noqa: ASYNC230 - opened once, and lines are short work
+        trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
+    ):
         async with open_codebeaker_double(port=port, token=token, available=available) as double:
+            double.on_line = lambda connection, line: print(json.dumps([connection, line]), file=file)
             sys.stdout.write(f"{double.url}\n")
             sys.stdout.flush()
             async for _ in signals:
@@ -26,8 +32,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one; it is printed")
     parser.add_argument("--token", default="", help="demand this bearer token, as a proxy before the server would")
     parser.add_argument("--runtimes", nargs="*", default=list(RUNTIMES), choices=list(RUNTIMES))
+    parser.add_argument(
+        "--transcript", default=os.devnull, metavar="FILE", help="append [connection, line] of all that comes, as JSON"
+    )
     options = parser.parse_args()
-    trio.run(serve, options.port, options.token, options.runtimes)
+    trio.run(serve, options.port, options.token, options.runtimes, options.transcript)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -37,6 +37,7 @@ class Connection:
     """One WebSocket. It reads nothing while a request is under way."""
 
     def __init__(self, double: CodeBeakerDouble, router: Router, wire: Wire) -> None:
+        self.number = double.upgrades
         self.socket = ServerWebSocket(wire)
         self._double = double
         self._router = router
@@ -71,6 +72,7 @@ class Connection:
         double = self._double
         if double.faults.mute:
             await trio.sleep_forever()
+        double.on_line(self.number, line)
         request_id, method = _peeked(line)
         double.requests[method] += 1
         fault = double.faults.take(method)
@@ -122,6 +124,7 @@ class CodeBeakerDouble:
 
     `sessions` and `faults` are there to be looked at and changed while it runs; `requests` counts by method what came,
     `upgrades` the WebSockets that were granted. With a `token` it behaves as a proxy before the server: 401 without it.
+    `on_line` is told of each line that came, and on which WebSocket.
     """
 
     def __init__(self, sessions: SessionManager, *, token: str = "") -> None:
@@ -134,6 +137,7 @@ class CodeBeakerDouble:
         self.pings = 0
         self.port = 0
         self.scheme = "ws"
+        self.on_line: Callable[[int, str], None] = lambda connection, line: None
         self._methods = Methods(sessions, self.faults)
         self._connections: set[Connection] = set()
 
