@@ -133,9 +133,9 @@ def _run_attached(
     except ConnectionLost as lost:
         if batch is not None:
             batch_id = batch.batch.batch_id
-            results = to_see.command("batch", "results", batch_id)
+            rest = to_see.command("batch", "results", batch_id)
             lost.add_note(
-                f"{tally.seen} of {items.count} results of batch {batch_id} were written; all of them: {results}"
+                f"{tally.seen} of {items.count} results of batch {batch_id} were written; those it has: {rest}"
             )
         raise
     more: JsonObject = {}

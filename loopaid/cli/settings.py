@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from loopaid.cli.log_watch import LogWatch
+
 if TYPE_CHECKING:
     from loopaid.client.blocking import BlockingClient
 
@@ -32,7 +34,7 @@ class Settings:
         """A client that is not connected yet. The caller enters and leaves it."""
         from loopaid.client.blocking import BlockingClient
 
-        return BlockingClient(path or self.socket)
+        return BlockingClient(path or self.socket, on_silence=LogWatch(self))
 
     @property
     def errors_as_json(self) -> bool:

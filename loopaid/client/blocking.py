@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, Literal, ParamSpec, TypeVar, Unpack
@@ -45,14 +45,18 @@ class BlockingClient:
 
     Entering raises DaemonUnreachable with every path tried, and LoopaidError when a daemon is there and refuses.
     Every method raises LoopaidError when the daemon refuses, and ConnectionLost when the connection ends first.
-    Parameters and meaning of the plain verbs are those of `loopaid.client.verbs.Verbs`.
+    Parameters and meaning of the plain verbs are those of `loopaid.client.verbs.Verbs`. `on_silence` is called with the
+    client, whose plain verbs it may use, each time a call has heard nothing for some seconds.
     """
 
     _driver: BlockingDriver
     _verbs: Verbs
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(
+        self, path: str | Path | None = None, *, on_silence: Callable[[BlockingClient], None] | None = None
+    ) -> None:
         self._path = path
+        self._on_silence = on_silence
         self._open = ExitStack()
 
     def __enter__(self) -> BlockingClient:
@@ -80,6 +84,8 @@ class BlockingClient:
             self._driver = BlockingDriver(connected)
             self._driver.greet()
             self._verbs = Verbs(self.daemon.input_bytes_max)
+            if self._on_silence is not None:
+                self._driver.on_silence = partial(self._on_silence, self)
             self._open = opened.pop_all()
 
     @property

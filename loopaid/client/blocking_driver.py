@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -14,13 +15,15 @@ from loopaid.client.flows import Flow, Start
 from loopaid.errors import ConnectionLost, ProtocolViolation
 from loopaid.wire.messages import Request
 
+SILENCE_S: Final = 3.0
+"""Whoever hears nothing for so long may want to know why."""
 _MS: Final = 1000
 
 T = TypeVar("T")
 
 
 class BlockingDriver:
-    """Does not own the socket, which is connected and blocks."""
+    """Does not own the socket, which is connected and blocks. `on_silence` may make calls of its own."""
 
     def __init__(self, connected: socket.socket) -> None:
         self.calls = Calls()
@@ -28,6 +31,7 @@ class BlockingDriver:
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))  # a new one for every answer would cost more than reading
         self._readable = select.poll()
         self._readable.register(connected, select.POLLIN)
+        self.on_silence: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"<BlockingDriver {self.calls!r}>"
@@ -99,15 +103,29 @@ class BlockingDriver:
                     return  # the daemon has gone; why, if it said so, is still to be read
 
     def _receive(self, deadline: float | None) -> None:
+        """Take in what has come, or what comes next; after a silence perhaps nothing."""
+        timeout_s = inf if deadline is None else max(0.0, deadline - monotonic())
+        listen_s = timeout_s if self.on_silence is None else min(timeout_s, SILENCE_S)
         # Waiting here may be interrupted, by Ctrl-C or by a signal handler that raises, and loses nothing.
-        if not self._readable.poll(None if deadline is None else max(0.0, deadline - monotonic()) * _MS):
-            raise TimeoutError("the daemon did not answer in time")
+        if not self._readable.poll(None if listen_s == inf else listen_s * _MS):
+            if listen_s == timeout_s:
+                raise TimeoutError("the daemon did not answer in time")
+            self._be_silent()
+            return
         with self._whole_or_lost():
             try:
                 nbytes = self._socket.recv_into(self._buffer)
             except OSError:
                 nbytes = 0
             self.calls.receive(self._buffer[:nbytes])
+
+    def _be_silent(self) -> None:
+        on_silence, self.on_silence = self.on_silence, None  # its own calls are heard, or wait like any other
+        assert on_silence is not None
+        try:
+            on_silence()
+        finally:
+            self.on_silence = on_silence
 
     @contextmanager
     def _whole_or_lost(self) -> Iterator[None]:

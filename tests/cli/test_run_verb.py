@@ -96,7 +96,7 @@ def test_a_run_that_loses_its_daemon_names_the_batch(loopai: Run, client: Any, p
     assert (ran.exit_code, ran.stdout.count("\n")) == (69, 2)
     assert ran.stderr == (
         "loopai: CONNECTION_LOST: the daemon closed the connection; 2 of 2 results of batch b17 were written; "
-        "all of them: loopai --socket /s batch results b17\n"
+        "those it has: loopai --socket /s batch results b17\n"
     )
 
 

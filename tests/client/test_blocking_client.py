@@ -180,6 +180,30 @@ async def test_the_end_of_the_connection_is_an_error_for_this_call_and_the_next(
     await in_thread(run, serve(script))
 
 
+async def test_who_hears_nothing_may_ask_why_in_the_middle_of_a_call(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopaid.client.blocking_driver.SILENCE_S", 0.01)
+
+    async def script(daemon: Any) -> None:
+        waiting, _ = await daemon.request()
+        for _ in range(2):
+            asked, _ = await daemon.request()
+            await daemon.send(daemon.connection.reply(asked, TaskList(tasks=[])))
+        asked, _ = await daemon.request()
+        both = daemon.connection.reply(waiting, CANCELLED) + daemon.connection.reply(asked, TaskList(tasks=[]))
+        await daemon.send(both)  # the answer is heard by whoever listens first, and kept for the other
+
+    heard = []
+
+    def run(path: Path) -> CancelRequested:
+        with BlockingClient(path, on_silence=lambda client: heard.append(client.list_tasks())) as client:
+            return client.cancel_batch("b1")
+
+    assert await in_thread(run, serve(script)) == CANCELLED
+    assert heard == [[], [], []]
+
+
 # --- the driver, on a socket pair in one thread: the daemon's answers are written before they are waited for
 
 

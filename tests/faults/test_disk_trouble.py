@@ -6,8 +6,11 @@ import errno
 import os
 import random
 import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +18,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+import loopaid
 from loopaid.client import open_client
 from loopaid.config import load_config
 from loopaid.daemon.app import Daemon, open_daemon
@@ -31,6 +35,7 @@ from loopaid.testing.small_daemon import STATE_DIR, open_small_daemon
 CONFIG = load_config(
     None, {"LOOPAID_POOL__PYTHON__WARM_MIN": "0", "LOOPAID_POOL__SESSIONS_MAX": "3", "LOOPAID_CONFIG": "/dev/null"}
 ).config
+ROOT = Path(loopaid.__file__).parents[1]
 SHORT_WRITES = 0
 PATIENCE_S = 100
 
@@ -191,6 +196,19 @@ async def wait_full(daemon: Daemon) -> None:
     await full.wait()
 
 
+@asynccontextmanager
+async def open_tool(*words: str) -> AsyncIterator[tuple[trio.Process, Callable[[], Awaitable[str]]]]:
+    """Run `loopai`; with it comes what tells the next piece of what it says on stderr."""
+    async with trio.open_nursery() as nursery:
+        run = partial(trio.run_process, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+        process = await nursery.start(run, [sys.executable, "-m", "loopaid.cli", *words])
+
+        async def said() -> str:
+            return bytes(await process.stderr.receive_some()).decode()
+
+        yield process, said
+
+
 @pytest.mark.slow
 async def test_a_full_disk_refuses_what_is_new_and_lets_what_runs_wait(small_disk: SmallDisk, tmp_path: Path) -> None:
     state_dir, socket = small_disk.directory / "state", tmp_path / "socket"
@@ -216,8 +234,12 @@ async def test_a_full_disk_refuses_what_is_new_and_lets_what_runs_wait(small_dis
             async with client.results(accepted.batch_id, follow=False, order="completed") as stream:
                 assert len([result async for result in stream]) >= waiting.recorded
 
-            small_disk.enlarge(ENOUGH)
-            summary = await client.wait_batch(accepted.batch_id)
+            words = ("batch", "wait", accepted.batch_id, "--socket", str(socket))
+            async with open_tool(*words) as (process, said):
+                assert str(await said()).startswith("the daemon's log is full, and what runs waits: make room on the ")
+                small_disk.enlarge(ENOUGH)
+                summary = await client.wait_batch(accepted.batch_id)
+                assert await process.wait() == 0
             assert (summary.state, summary.by_status) == (BatchState.DONE, {"ok": LARGE_ITEMS})
             async with client.results(accepted.batch_id) as stream:
                 outputs = [result.output[20_000:] async for result in stream]
