@@ -20,15 +20,13 @@ class CloseReason(enum.StrEnum):
 
 
 class YieldReason(enum.StrEnum):
-    """Why a lease is asked back: a higher priority, too large a share, the next batch's turn, age,
-    a smaller pool, the end."""
+    """Why a lease is asked back: a higher priority, too large a share, the next batch's turn, age, a smaller pool."""
 
     PRIORITY = "priority"
     SHARE = "share"
     TURN = "turn"
     LIFETIME = "lifetime"
     SHRUNK = "shrunk"
-    DRAIN = "drain"
 
 
 class StartSession(msgspec.Struct, frozen=True):

@@ -50,7 +50,6 @@ class Scheduler:
         self._claims: dict[str, Claim] = {}
         self._claims_made = 0
         self._wake = -inf  # a first tick fills the pools with their warm spares
-        self._draining = False
 
     def claim(
         self,
@@ -108,9 +107,7 @@ class Scheduler:
         session.started_at, session.start_cost_s = now, start_cost_s
         self._ledger.by_age[session_id] = session
         self._ledger.rest(session, now)
-        if self._draining:
-            self._ledger.close(session, CloseReason.DRAIN)
-        elif self._ledger.is_oversized(pool):
+        if self._ledger.is_oversized(pool):
             self._ledger.close(session, CloseReason.SHRUNK)
         actions = self._decide(now)
         session.fresh = False
@@ -159,13 +156,14 @@ class Scheduler:
     def warm(self, now: float, language: str, count: int) -> list[Action]:
         """Have `count` spares ready, once and as far as there is room now. Those beyond warm_min expire when
         idle."""
-        if not self._draining:
-            Round(self._ledger, now).warm(self._ledger.pools[language], count)
+        Round(self._ledger, now).warm(self._ledger.pools[language], count)
         return self._decide(now)
 
     def clear(self, now: float, language: str) -> list[Action]:
         """Close every session of a language that nobody holds. The warm spares are started anew."""
-        self._close_unused(self._ledger.pools[language])
+        pool = self._ledger.pools[language]
+        for session in [*pool.idle.values(), *pool.spares.values()]:
+            self._ledger.close(session, CloseReason.DRAIN)
         return self._decide(now)
 
     def resize(self, now: float, limits: SchedulerLimits) -> list[Action]:
@@ -175,15 +173,6 @@ class Scheduler:
         self._ledger.hold_to(limits)
         self._expire(now)
         shrink(self._ledger)
-        return self._decide(now)
-
-    def drain(self, now: float) -> list[Action]:
-        """Grant and start nothing any more, close what is idle, and ask for all leases back."""
-        self._draining = True
-        for pool in self._ledger.pools.values():
-            self._close_unused(pool)
-            for session in list(pool.active.values()):
-                self._ledger.ask_back(session, YieldReason.DRAIN)
         return self._decide(now)
 
     def statistics(self, language: str, now: float) -> PoolStatistics:
@@ -201,7 +190,7 @@ class Scheduler:
 
     def _decide(self, now: float) -> list[Action]:
         self._wake = inf
-        unsettled = not self._draining and self._ledger.somebody_lacks
+        unsettled = self._ledger.somebody_lacks
         while unsettled:  # ends, for each turn but the last grants a session
             turn = Round(self._ledger, now)
             turn.run()
@@ -212,8 +201,6 @@ class Scheduler:
     def _worn_out(self, now: float, session: Session, clean: bool) -> CloseReason | None:
         if not clean:
             return CloseReason.TAINTED
-        if self._draining:
-            return CloseReason.DRAIN
         if self._ledger.is_oversized(self._pool_of(session)):
             return CloseReason.SHRUNK
         assert session.key is not None
@@ -252,10 +239,6 @@ class Scheduler:
         pool.retry_at = now + (pool.budget.delay_max_s if delay is None else delay)
         if delay is None:
             self._refuse(pool, now, reason)
-
-    def _close_unused(self, pool: Pool) -> None:
-        for session in [*pool.idle.values(), *pool.spares.values()]:
-            self._ledger.close(session, CloseReason.DRAIN)
 
     def _refuse(self, pool: Pool, now: float, reason: str) -> None:
         served = {session.key for session in pool.sessions.values()}

@@ -112,9 +112,6 @@ class Play:
     def resize(self, *, python: int, together: int = 20, warm: int = 0, **limits: float) -> list[str]:
         return self._told(self.scheduler.resize(self.now, limits_of(python, 2, together, warm, **limits)))
 
-    def drain(self) -> list[str]:
-        return self._told(self.scheduler.drain(self.now))
-
     def wait(self) -> list[str]:
         """Let time pass until the scheduler wants to be asked again, and ask it."""
         deadline = self.scheduler.next_deadline()

@@ -235,27 +235,6 @@ def test_a_session_that_has_worked_makes_the_next_failure_the_first(new_play: An
     assert play.scheduler.start_trouble("python") == StartTrouble(1, "no_bwrap", play.now + 0.1)
 
 
-def test_a_drain_closes_what_is_idle_and_asks_for_the_rest(new_play: Any) -> None:
-    play = new_play(python=4, warm=1)
-    play.tick()
-    play.started("python-1")
-    play.hold("a", "A", wanted=1)
-    play.hold("b", "A", wanted=1)
-    play.claim("b", "A", wanted=0)
-    play.release("python-2")
-    play.claim("c", "C")
-    assert play.counts() == {"idle": 1, "active": 2, "starting": 1}
-    assert play.drain() == [
-        "close python-2: drain",
-        "ask a for python-1: drain",
-        "ask c for python-3: drain",
-    ]
-    assert play.claim("d", "A") == []
-    assert play.started("python-4") == ["close python-4: drain"]
-    assert play.release("python-1") == ["close python-1: drain"]
-    assert play.scheduler.next_deadline() == 7200
-
-
 def test_statistics_are_one_consistent_view(new_play: Any) -> None:
     play = new_play(python=3, together=4)
     play.hold("a", "A", wanted=2)
