@@ -57,7 +57,8 @@ class Round:
     def _serve_first(self) -> list[Claim]:
         """Those who hold nothing. Answers those who still hold nothing but have something on its way."""
         pools = self._ledger.pools
-        enough = self._ledger.limits.sessions_max + 1  # every one served uses up a session
+        # Every one served uses up a session; just after the sizes became smaller there may be more than they allow.
+        enough = max(self._ledger.limits.sessions_max, sum(len(pool.sessions) for pool in pools.values())) + 1
         served: dict[Claim, None] = {}
         for _, _, claim in heapq.merge(*(pool.waiting.first(enough) for pool in pools.values())):
             if claim.language not in self._stuck:

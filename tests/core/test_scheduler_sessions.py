@@ -331,3 +331,19 @@ def test_a_longer_lifetime_holds_for_a_session_that_was_asked_back_for_its_age(n
     assert play.release("python-1") == []
     assert play.wait() == ["close python-1: lifetime"]
     assert play.now == 100
+
+
+def test_in_a_smaller_pool_even_the_last_in_the_queue_is_told_when_its_turn_comes(new_play: Any) -> None:
+    """As many may be served as there are sessions, which are more than allowed just then."""
+    play = new_play(python=3)
+    for name in "abc":
+        play.claim(name, "A")
+    play.started("python-1")
+    play.at(3).claim("d", "A")
+    play.claim("e", "A")
+    play.release("python-1", clean=False)
+    play.resize(python=2, together=2)
+    play.started("python-2")
+    deadline = play.scheduler.next_deadline()
+    assert play.tick() == []
+    assert play.scheduler.next_deadline() == deadline
