@@ -42,6 +42,11 @@ class DaemonProcess(msgspec.Struct, frozen=True):
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def children(self) -> list[int]:
+        """The outermost process of every session."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
     def context_switches(self) -> dict[int, int]:
         """By thread, voluntary and involuntary: every time a thread wakes up it has one sooner or later."""
         counts = {}

@@ -8,14 +8,17 @@ from typing import Final
 
 import trio
 
+from loopaid.bench.batches import errors, large, medium, reuse, small, standard
 from loopaid.bench.codebeaker import codebeaker
 from loopaid.bench.environment import describe, working_directory
 from loopaid.bench.history import history
 from loopaid.bench.idle import idle
 from loopaid.bench.interactive import interactive
 from loopaid.bench.isolation import isolation
+from loopaid.bench.languages import languages
 from loopaid.bench.million import million
-from loopaid.bench.report import Report, Result, as_json, as_table
+from loopaid.bench.mixed import mixed
+from loopaid.bench.report import FORMATS, Report, Result
 from loopaid.bench.retention import retention
 from loopaid.bench.setting import Setting
 from loopaid.bench.slow_client import slow_client
@@ -24,22 +27,30 @@ from loopaid.bench.throughput import throughput
 
 Scenario = Callable[[Setting], Awaitable[list[Result]]]
 
-SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
+_EACH: Final[dict[str, tuple[Scenario, ...]]] = {
+    "small": (small,),
+    "medium": (medium,),
+    "large": (large,),
+    "languages": (languages,),
+    "reuse": (reuse,),
+    "errors": (errors,),
+    "mixed": (mixed,),
+    "standard": (standard,),
     "throughput": (throughput, idle),
+    "isolation": (isolation,),
     "million": (million,),
     "interactive": (interactive,),
     "slow-client": (slow_client,),
     "startup": (startup,),
     "history": (history,),
     "retention": (retention,),
-    "isolation": (isolation,),
     "codebeaker": (codebeaker,),
-    "all": (throughput, idle, million, interactive, slow_client, startup, history, retention, isolation, codebeaker),
 }
+SCENARIOS: Final = _EACH | {"all": tuple(scenario for each in _EACH.values() for scenario in each)}
 
 
 def run(scenario: str, *, output: str, repeats: int, state_dir: str | None, items: int) -> int:
-    """Measure, and print the figures on stdout as `table` or `json`; progress goes to stderr. Returns 0.
+    """Measure, and print the figures on stdout as `table`, `json` or `markdown`; progress goes to stderr. Returns 0.
 
     What a figure misses does not fail: a busy machine is no error. Raises LoopaidError for a wrong or missing result
     or a damaged log, ConfigError when there is no disk to measure on, DaemonUnreachable when the daemon does not start.
@@ -55,7 +66,7 @@ def run(scenario: str, *, output: str, repeats: int, state_dir: str | None, item
             except BaseExceptionGroup as group:
                 raise _first(group) from group
     report = Report(environment | setting.facts, scenario, repeats, results)
-    print(as_json(report) if output == "json" else as_table(report))
+    print(FORMATS[output](report))
     sys.stdout.flush()
     return 0
 

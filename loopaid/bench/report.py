@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -105,6 +106,29 @@ def as_table(report: Report) -> str:
         if one.note:
             lines.append(f"{indent}{one.note}")
     return "\n".join(lines)
+
+
+def as_markdown(report: Report) -> str:
+    """Two tables: what was measured, a row per figure, and where."""
+    lines = [
+        f"**{report.scenario}**, median of {report.repeats}",
+        "",
+        "| figure | median | unit | smallest .. largest | beside | bound |",
+        "|---|---:|---|---|---|---|",
+    ]
+    for one in report.results:
+        low, high = one.spread
+        spread = f"{_number(low)} .. {_number(high)}" if low != high else ""
+        beside = "<br>".join(f"{_number(ratio)} x {other}" for other, ratio in (one.ratio_to or {}).items())
+        bounds = "<br>".join(f"{bound}{'' if key == 'value' else f' x {key}'}" for key, bound in one.bounds.items())
+        name = f"{one.name}<br>*{one.note}*" if one.note else one.name
+        lines.append(f"| {name} | {_number(one.median)} | {one.unit} | {spread} | {beside} | {bounds} |")
+    lines += ["", "| environment | |", "|---|---|"]
+    lines += [f"| {key} | {_shown(value)} |" for key, value in report.environment.items()]
+    return "\n".join(lines)
+
+
+FORMATS: Final[dict[str, Callable[[Report], str]]] = {"table": as_table, "json": as_json, "markdown": as_markdown}
 
 
 def _number(value: float | None) -> str:

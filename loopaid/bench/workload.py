@@ -11,7 +11,7 @@ from loopaid.bench import program
 from loopaid.client import Client, Result
 from loopaid.client.requests import OptionArguments
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.model import Item
+from loopaid.model import BatchSummary, Item
 
 FUNCTION: Final = Path(program.__file__).read_text()
 SCRIPT: Final = 'result = {"output": input_data["value"] * 2}\n'
@@ -24,15 +24,31 @@ def main(input_data):
     time.sleep(0.001)
     return {"output": input_data["value"] * 2}
 """
+HUNDRED_MS: Final = """
+import time
+
+def main(input_data):
+    time.sleep(0.1)
+    return {"output": input_data["value"] * 2}
+"""
+FAILS_EVERY: Final = 5
+FAILING: Final = f"""
+def main(input_data):
+    if input_data["value"] % {FAILS_EVERY} == 0:
+        raise ValueError("a multiple of {FAILS_EVERY}")
+    return {{"output": input_data["value"] * 2}}
+"""
 SESSIONS: Final = 2
 
 
 class Workload:
     """`count` inputs for any of the programs above, made when they are taken, and what has to come out."""
 
-    def __init__(self, count: int, *, with_ids: bool = False, printed: str = "") -> None:
+    def __init__(self, count: int, *, with_ids: bool = False, printed: str = "", fails_every: int = 0) -> None:
+        """`fails_every`: of so many items the program raises for the first; 0 for none."""
         self.count = count
         self.printed = printed
+        self.fails_every = fails_every
         self._with_ids = with_ids
 
     def inputs(self) -> Iterator[dict[str, int]]:
@@ -49,7 +65,10 @@ class Workload:
         return list(map(str, range(first, stop)))
 
     def outputs(self, first: int, stop: int) -> list[object]:
-        return [{"output": number * 2} for number in range(first, stop)]
+        """Those of failed items are None."""
+        if not self.fails_every:
+            return [{"output": number * 2} for number in range(first, stop)]
+        return [{"output": number * 2} if number % self.fails_every else None for number in range(first, stop)]
 
 
 class Checked:
@@ -100,6 +119,22 @@ async def run_once(
 ) -> float:
     """Submit, run, receive and check all items, in two sessions. Returns items per second, from the first item taken
     to the last result checked."""
+    took_s, _ = await run_timed(
+        client, task, workload, sampling_rate=sampling_rate, as_completed=as_completed, **options
+    )
+    return workload.count / took_s
+
+
+async def run_timed(
+    client: Client,
+    task: str,
+    workload: Workload,
+    *,
+    sampling_rate: float | None = None,
+    as_completed: bool = True,
+    **options: Unpack[OptionArguments],
+) -> tuple[float, BatchSummary]:
+    """The same; returns seconds, and what the daemon says of the batch."""
     options.setdefault("max_concurrency", SESSIONS)
     results = Checked(workload)
     began = perf_counter()
@@ -110,7 +145,7 @@ async def run_once(
             results.take(block)
     took = perf_counter() - began
     results.complete()
-    return workload.count / took
+    return took, batch.summary
 
 
 async def install(client: Client, **sources: str) -> None:

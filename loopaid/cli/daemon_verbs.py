@@ -17,14 +17,22 @@ from loopaid.cli.settings import Settings, Verb, Verbs, pass_settings
 from loopaid.errors import DaemonUnreachable
 
 SCENARIOS: Final = (
+    "small",
+    "medium",
+    "large",
+    "languages",
+    "reuse",
+    "errors",
+    "mixed",
+    "standard",
     "throughput",
+    "isolation",
     "million",
     "interactive",
     "slow-client",
     "startup",
     "history",
     "retention",
-    "isolation",
     "codebeaker",
     "all",
 )
@@ -155,14 +163,20 @@ def _loss(loss: JsonObject) -> str:
     help="Items per run; ten times as many in million and slow-client.",
 )
 @click.option("--state-dir", type=click.Path(file_okay=False), help="Where to put the daemon's state: on a real disk.")
+@click.option("--output", type=click.Choice(("table", "json", "markdown")), help="Table on a terminal, json otherwise.")
 @pass_settings
-def bench(settings: Settings, name: str, repeats: int, items: int, state_dir: str | None) -> int:
-    """Measure on this machine, with a daemon of its own. Prints the environment with the figures.
+def bench(settings: Settings, name: str, repeats: int, items: int, state_dir: str | None, output: str | None) -> int:
+    """Measure on this machine, with a daemon of its own. Prints the environment with the figures, and beside them
+    what people use otherwise: an executor, a process per item, GNU parallel if it is there.
 
-    `throughput` takes two minutes: items per second beside what people use otherwise, what each feature costs, the
-    latency of `exec`, an idle daemon. The others show limits: `million` items in one batch, `interactive` calls
-    beside a bulk batch, a `slow-client` that stops reading. `startup` is how long this tool takes to start,
-    `codebeaker` what comes of a server's speed, which is the double of the tests here.
+    Batches as people have them: `small` (10 items, cold and warm), `medium` (50 of 100 ms, by concurrency), `large`
+    (200, sampled), `languages` (30 in each), `reuse` (five in a row), `errors` (every fifth raises), `mixed` (bulk,
+    calls, and sessions that are killed), `standard` (nothing kept between items).
+
+    Limits: `throughput` takes two minutes: items per second, what each feature costs, the latency of `exec`, an idle
+    daemon. `isolation` is the cost of its levels, `million` many items in one batch, `interactive` calls beside a bulk
+    batch, `slow-client` one that stops reading, `startup` that of this tool; `history` and `retention` are of the log,
+    `codebeaker` is what comes of a server's speed, which is the double of the tests here.
 
     \b
     Example:
@@ -170,6 +184,6 @@ def bench(settings: Settings, name: str, repeats: int, items: int, state_dir: st
     """
     from loopaid.bench.main import run
 
-    output = "table" if settings.output_of_objects() == "table" else "json"
-    exit_code: int = run(name, output=output, repeats=repeats, state_dir=state_dir, items=items)
+    shown = output or ("json" if settings.output_of_objects() != "table" else "table")
+    exit_code: int = run(name, output=shown, repeats=repeats, state_dir=state_dir, items=items)
     return exit_code

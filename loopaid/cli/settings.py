@@ -90,11 +90,13 @@ GLOBAL_OPTIONS: Final = (
 
 
 class Verb(click.Command):
-    """A command that takes the global options too and lists them apart in its help."""
+    """A command that takes the global options too and lists them apart in its help, but for those that it has a meaning
+    of its own for."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
-        self.params = [*self.params, *GLOBAL_OPTIONS]
+        own = {param.name for param in self.params}
+        self.params += [option for option in GLOBAL_OPTIONS if option.name not in own]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         own: list[tuple[str, str]] = []

@@ -11,7 +11,20 @@ from typing import Any
 import pytest
 import trio
 
-from loopaid.bench import codebeaker, history, idle, interactive, isolation, million, retention, slow_client, startup
+from loopaid.bench import (
+    batches,
+    codebeaker,
+    history,
+    idle,
+    instead,
+    interactive,
+    isolation,
+    million,
+    mixed,
+    retention,
+    slow_client,
+    startup,
+)
 from loopaid.bench.main import SCENARIOS, run
 from loopaid.bench.setting import Setting
 from loopaid.cli import daemon_verbs
@@ -114,6 +127,103 @@ def test_a_client_that_is_stopped_gets_every_result_in_the_end(
     assert not results["times the stopped client was cut off"]["bounds"]["value"]["holds"]  # far too early for that
 
 
+EXECUTOR = ("ProcessPoolExecutor({}), new", "ProcessPoolExecutor({}), kept")
+OTHERS = (*EXECUTOR, "a python per item, {} at once")
+PARALLEL = {f"GNU parallel -j{jobs}" for jobs in (5, 10, 15)}
+
+
+@pytest.fixture
+def few_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MEDIUM_ITEMS", 6)
+    monkeypatch.setattr(batches, "MEDIUM_CONCURRENCIES", (1, 10, 12))
+    monkeypatch.setattr(batches, "HUNDRED_MS", batches.FUNCTION)
+    monkeypatch.setattr(batches, "LARGE_ITEMS", 20)
+    monkeypatch.setattr(batches, "STANDARD_SIZES", (2,))
+
+
+@pytest.mark.usefixtures("few_items")
+@pytest.mark.parametrize(
+    ("scenario", "ours", "others"),
+    [
+        ("small", ["10 items, cold", "10 items, warm"], [one.format(5) for one in OTHERS]),
+        (
+            "medium",
+            ["concurrency 1", "concurrency 10", "concurrency 12", "concurrency 100, 10 sessions"],
+            [*(one.format(n) for n in (1, 10, 12) for one in EXECUTOR), "a python per item, 10 at once"],
+        ),
+        (
+            "large",
+            ["20 items, cold", "20 items, warm"],
+            [*(one.format(15) for one in OTHERS), "sampled for validation"],
+        ),
+        (
+            "reuse",
+            [f"batch {n}" for n in range(1, 6)],
+            [*(one.format(5) for one in EXECUTOR), "sessions started for the five"],
+        ),
+        (
+            "errors",
+            ["every fifth raises"],
+            [
+                "none raises",
+                *(one.format(10) for one in OTHERS),
+                "an item that ends as ok",
+                "an item that ends as program_error",
+            ],
+        ),
+        (
+            "standard",
+            ["2 items, standard", "2 items, cold", "2 items, warm"],
+            [
+                *(f"2 items, {one.format(5)}" for one in OTHERS),
+                "exec that needs a new session",
+                "exec in a warm session",
+                "creating a session",
+            ],
+        ),
+    ],
+)
+def test_batches_of_a_few_items_are_measured_beside_what_people_use_otherwise(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, scenario: str, ours: list[str], others: list[str]
+) -> None:
+    results = bench(capsys, tmp_path, scenario)
+    del results["environment"]
+    assert [name for name in results if name.split(", ")[-1] not in PARALLEL] == ours + others
+    assert all(results[name]["ratio_to"] for name in ours)
+
+
+def test_the_same_program_is_measured_in_every_language_beside_its_bare_start(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    results = bench(capsys, tmp_path, "languages")
+    bounds = {name: one["bounds"] for name, one in results.items() if one.get("bounds")}
+    for language, spare_ms in (("python", 5), ("javascript", 10)):
+        assert bounds[f"{language}: exec, no session, beyond a bare start"]["value"]["at_most"] == 40
+        assert bounds[f"{language}: exec, a spare"]["value"]["at_most"] == spare_ms
+    assert bounds["javascript: exec, warm"]["python: exec, warm"]["at_most"] == 2
+    assert bounds["javascript: many items"]["value"]["at_least"] == 40_000
+
+
+def test_a_mixed_load_loses_no_result_while_sessions_are_killed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed, "KILL_EVERY_S", 0.15)
+    monkeypatch.setattr(mixed, "ONE_MS", mixed.ONE_MS.replace("0.001", "0.01"))
+    results = bench(capsys, tmp_path, "mixed")
+    assert results["sessions killed"]["median"] >= 1
+    assert "ok" in results["items that have their result"]["note"]
+    assert results["ProcessPoolExecutor(4), one worker killed: items without result"]["median"] >= 1
+
+
+def test_an_alternative_that_gives_wrong_results_is_not_compared_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "FUNCTION", "import os\n\ndef main(one):\n    return {'output': one['value'] * 2}\n")
+    monkeypatch.setattr(instead, "ONE_ITEM", "\nprint(1)\n")
+    with pytest.raises(LoopaidError, match="a process per item gave wrong results"):
+        run("small", output="json", repeats=1, state_dir=str(tmp_path), items=1)
+
+
 def test_questions_to_what_is_past_are_measured_with_the_memory_they_take(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +322,17 @@ def test_a_report_for_people_is_plain_text(
     shown = capsys.readouterr().out
     assert "file_system" in shown
     assert "idle daemon: memory" in shown
+
+
+def test_a_report_in_markdown_is_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(SCENARIOS, "million", (idle.idle,))
+    assert run("million", output="markdown", repeats=1, state_dir=str(tmp_path), items=1) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert "| figure | median | unit | smallest .. largest | beside | bound |" in rows
+    assert any(row.startswith("| idle daemon: memory") for row in rows)
+    assert any(row.startswith("| file_system | ") for row in rows)
 
 
 def test_the_tool_offers_every_scenario() -> None:
