@@ -15,15 +15,12 @@ from loopaid.model import BatchState, Isolation, Item, Language
 Run = Callable[..., Awaitable[Any]]
 Push = Callable[..., Awaitable[str]]
 
-LEVELS = {
-    Language.PYTHON: list(Isolation),
-    Language.JAVASCRIPT: [Isolation.SESSION, Isolation.PROCESS],
-}
-
 
 @dataclass(frozen=True)
 class Programs:
-    """The same few programs in each language. `odd` raises for odd numbers, and `trace` is what it then leaves."""
+    """The same few programs in each language. `odd` raises for odd numbers, and `trace` is what it then leaves.
+
+    Where a process of the language is `dear`, tens of milliseconds, tests take fewer items at isolation `item`."""
 
     same: str
     plus: str
@@ -34,6 +31,7 @@ class Programs:
     odd: str
     error: str
     trace: str
+    dear: bool = False
 
 
 PROGRAMS = {
@@ -64,11 +62,12 @@ PROGRAMS = {
         odd="function main(n) {\n  if (n % 2)\n    throw new RangeError(`${n} is odd`);\n  return n;\n}\n",
         error="RangeError",
         trace="RangeError: 3 is odd\n    at main (program.js:3:11)\n",
+        dear=True,
     ),
 }
 
 
-@pytest.fixture(params=[(language, level) for language, levels in LEVELS.items() for level in levels], ids="-".join)
+@pytest.fixture(params=[(language, level) for language in PROGRAMS for level in Isolation], ids="-".join)
 def language_and_level(request: pytest.FixtureRequest) -> tuple[Language, Isolation]:
     pair: tuple[Language, Isolation] = request.param
     return pair
@@ -87,6 +86,12 @@ def isolation(language_and_level: tuple[Language, Isolation]) -> Isolation:
 @pytest.fixture
 def programs(language: Language) -> Programs:
     return PROGRAMS[language]
+
+
+@pytest.fixture
+def dear(programs: Programs, isolation: Isolation) -> bool:
+    """Whether every item starts an interpreter."""
+    return isolation is Isolation.PROCESS or (isolation is Isolation.ITEM and programs.dear)
 
 
 def begun(result: Result) -> float:
@@ -199,13 +204,14 @@ async def test_error_in_code_returns_failure_result(run: Run, programs: Programs
 
 
 async def test_sampling_marks_sampled_items(
-    run: Run, push: Push, client: Client, programs: Programs, isolation: Isolation
+    run: Run, push: Push, client: Client, programs: Programs, isolation: Isolation, dear: bool
 ) -> None:
-    some, many, fewest, most = {
-        Isolation.SESSION: (100, 10_000, 900, 1100),
-        Isolation.ITEM: (100, 1000, 50, 150),
-        Isolation.PROCESS: (5, 10, 0, 6),
-    }[isolation]
+    if dear:
+        some, many, fewest, most = 5, 10, 0, 6
+    elif isolation is Isolation.ITEM:
+        some, many, fewest, most = 100, 1000, 50, 150
+    else:
+        some, many, fewest, most = 100, 10_000, 900, 1100
 
     async def sampled(rate: float, items: list[object], key: str | None = None) -> tuple[str, set[str]]:
         ran = await run(programs.same, items, sampling_rate=rate, idempotency_key=key)
@@ -231,9 +237,9 @@ async def test_sampling_marks_sampled_items(
     assert (await client.exec("t", 1, force_validation=True)).sampled_for_validation
 
 
-@pytest.mark.settings(pool__python__warm_min=0, pool__python__size_max=5, pool__javascript__size_max=5)
+@pytest.mark.settings(pool__sessions_max=5, pool__python__warm_min=0)
 async def test_session_pool_statistics_are_accurate(
-    client: Client, push: Push, programs: Programs, inside: Any, isolation: Isolation
+    client: Client, push: Push, programs: Programs, inside: Any, language: Language, isolation: Isolation
 ) -> None:
     def sessions() -> tuple[int, ...]:
         pool = inside.pool
@@ -250,7 +256,7 @@ async def test_session_pool_statistics_are_accurate(
         assert (pool.created, pool.reused, pool.idle, pool.active) == (6, 0, 0, 0)
         assert pool.destroyed.get("executions", 0) + pool.stopping == 6
         return
-    await client.warm_pool("python", 3)
+    await client.warm_pool(language, 3)
     async with client.run_batch("t", [100] * 12, max_concurrency=3) as batch:
         seen: set[str] = set()
         async for result in batch:
@@ -271,9 +277,9 @@ async def test_session_pool_statistics_are_accurate(
 
 @pytest.mark.settings(pool__sessions_max=2)
 async def test_more_concurrency_than_sessions_never_hangs(
-    run: Run, programs: Programs, inside: Any, isolation: Isolation
+    run: Run, programs: Programs, inside: Any, dear: bool
 ) -> None:
-    items = 4 if isolation is Isolation.PROCESS else 50
+    items = 4 if dear else 50
     done: dict[str, list[str]] = {}
 
     async def work(name: str, source: str, concurrency: int) -> None:

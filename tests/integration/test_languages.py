@@ -305,10 +305,14 @@ async def test_the_item_is_known_to_its_program(run: Run, client: Client) -> Non
     assert ran.outputs == [["a", 1, keys[0]], ["b", 1, keys[1]]]
 
 
-async def test_an_isolation_that_a_language_has_not_is_refused(run: Run) -> None:
-    with pytest.raises(LoopaidError, match="javascript has no isolation `item` in this version") as refused:
-        await run(SAME[Language.JAVASCRIPT], [1], isolation=Isolation.ITEM)
-    assert refused.value.code == ErrorCode.UNSUPPORTED_ISOLATION
+async def test_isolation_item_needs_python_in_every_language(tmp_path: Path) -> None:
+    async with open_served_with(tmp_path, pool__python__interpreter="/nowhere/python") as client:
+        await client.put_task("t")
+        await client.push_artifact("t", SAME[Language.JAVASCRIPT], language=Language.JAVASCRIPT)
+        assert (await client.exec("t", 1)).output == 1
+        with pytest.raises(LoopaidError, match="javascript has no isolation `item` without Python") as refused:
+            await client.exec("t", 1, isolation=Isolation.ITEM)
+        assert refused.value.code == ErrorCode.UNSUPPORTED_ISOLATION
 
 
 async def test_a_language_that_is_not_there_costs_nothing_and_is_refused_with_what_to_do(tmp_path: Path) -> None:

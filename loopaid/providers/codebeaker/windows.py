@@ -94,7 +94,7 @@ class RemoteWindow:
     def payload(self) -> str:
         """The argument of the supervisor's `main`: two objects, of which the first is always the same."""
         limits, program = self._settings.limits, self._program
-        frames = encode_load(program, limits.row_bytes_max, apart=False)
+        frames = encode_load(program, limits.row_bytes_max)
         frames += encode_window(self._window, self._seq, apart=False)
         order = {
             "tag": self.tag,

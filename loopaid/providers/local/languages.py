@@ -22,13 +22,21 @@ _CODE_RANGE_BYTES: Final = 512 * _MIB
 """Newer Node.js reserves this much for machine code, of which it uses little; the kernel counts all of it as data."""
 
 
+PYTHON_HARNESS: Final = "python.py"
+"""Of sessions of Python, and of the parents of items in other languages."""
+
+
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """What the sessions of one language run on, as found on this machine.
 
     `toolchain` says so to people. `command` starts `executable`, the path of the harness follows; `harness` is the
-    file below harness/. `read_only` are the directories it needs beside those of the system, as (outside, inside).
-    `settings` are what its harness is told beyond what all are. `isolations` are the levels that it has. A process
-    that dies with `out_of_memory` among its last words had no memory left.
+    file below harness/. `limiter` comes in front of it, for who cannot bound itself. `read_only` are the directories
+    it needs beside those of the system, as (outside, inside). `settings` are what its harness is told beyond what all
+    are. `isolations` are the levels that it has.
+
+    At isolation `item` the files `parent` below harness/ start a process for each item. They are Python:
+    `parent_command` starts the one that a harness in another language gives way to. A process that dies with
+    `out_of_memory` among its last words had no memory left.
     """
 
     language: Language
@@ -37,10 +45,18 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     executable: str
     command: tuple[str, ...]
     harness: str
+    limiter: tuple[str, ...] = ()
     read_only: tuple[tuple[str, str], ...] = ()
     settings: Mapping[str, object] = {}
     isolations: frozenset[Isolation] = frozenset(Isolation)
+    parent: tuple[str, ...] = ("zygote.py",)
+    parent_command: tuple[str, ...] = ()
     out_of_memory: str | None = None
+
+    @property
+    def harnesses(self) -> set[str]:
+        """The files below harness/ that its processes start with."""
+        return {self.harness, PYTHON_HARNESS} if self.parent_command else {self.harness}
 
 
 def find_runtimes(
@@ -50,7 +66,8 @@ def find_runtimes(
 
     `run_as` is the identity of the sessions on the host, None for our own.
     """
-    found, problems = {}, {}
+    found: dict[Language, Runtime] = {}
+    problems = {}
     for language in languages:
         finder = _FINDERS.get(language)
         if finder is None:
@@ -58,7 +75,7 @@ def find_runtimes(
             problems[language] = ErrorInfo(code=ErrorCode.UNSUPPORTED_LANGUAGE, message=message)
             continue
         try:
-            found[language] = finder(config, run_as)
+            found[language] = finder(config, run_as, found.get(Language.PYTHON))
         except LoopaidError as error:
             problems[language] = error.info()
     return found, problems
@@ -75,7 +92,7 @@ def resource_limits(sandbox: SandboxSection) -> dict[str, int]:
     }
 
 
-def _python(config: Config, run_as: int | None) -> Runtime:
+def _python(config: Config, run_as: int | None, _: Runtime | None) -> Runtime:
     section = config.pool.python
     found = find_python(section.interpreter, section.environment, run_as=run_as)
     return Runtime(
@@ -85,7 +102,7 @@ def _python(config: Config, run_as: int | None) -> Runtime:
         executable=found.executable,
         # -I -S: no environment variables, no site. -u: what a killed item printed is already in the file.
         command=(found.executable, "-I", "-S", "-u", "-X", "utf8"),
-        harness="python.py",
+        harness=PYTHON_HARNESS,
         read_only=found.read_only,
         settings={
             "site_packages": list(found.site_packages),
@@ -100,7 +117,7 @@ def _packages(python: PythonToolchain) -> str:
     return "the packages of the virtual environment that [pool.python] environment names; none is set"
 
 
-def _javascript(config: Config, run_as: int | None) -> Runtime:
+def _javascript(config: Config, run_as: int | None, python: Runtime | None) -> Runtime:
     section, memory_bytes = config.pool.javascript, config.sandbox.memory_bytes
     found = find_node(section.interpreter, section.environment, run_as=run_as)
     limits = resource_limits(config.sandbox)
@@ -113,22 +130,23 @@ def _javascript(config: Config, run_as: int | None) -> Runtime:
         version=".".join(map(str, found.version)),
         toolchain=str(found),
         executable=found.executable,
+        limiter=(found.prlimit, *(f"--{name.lower()}={value}" for name, value in limits.items())),
         command=(
-            found.prlimit,
-            *(f"--{name.lower()}={value}" for name, value in limits.items()),
             found.executable,
             f"--max-old-space-size={heap_mib}",
             "--v8-pool-size=1",  # threads count against processes_max, and their stacks against the memory
         ),
         harness="javascript.js",
-        read_only=found.read_only,
-        settings={"environment": found.environment},
-        isolations=frozenset((Isolation.SESSION, Isolation.PROCESS)),
+        read_only=found.read_only + (python.read_only if python else ()),
+        settings={"environment": found.environment, "limits": limits},
+        isolations=frozenset(Isolation) if python else frozenset((Isolation.SESSION, Isolation.PROCESS)),
+        parent=("zygote.py", "spawner.py"),
+        parent_command=python.command if python else (),
         out_of_memory="out of memory",
     )
 
 
-_FINDERS: Final[dict[Language, Callable[[Config, int | None], Runtime]]] = {
+_FINDERS: Final[dict[Language, Callable[[Config, int | None, Runtime | None], Runtime]]] = {
     Language.PYTHON: _python,
     Language.JAVASCRIPT: _javascript,
 }

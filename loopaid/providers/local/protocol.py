@@ -11,6 +11,7 @@ import functools
 import importlib.resources
 import signal
 import struct
+from collections.abc import Sequence
 from typing import Annotated, Final, TypeVar
 
 import msgspec
@@ -32,7 +33,7 @@ from loopaid.wire.rows import (
     split_rows,
 )
 
-LOAD, RUN, STOP, KILL = 1, 2, 3, 4
+LOAD, RUN, STOP, KILL, STAND_BACK = 1, 2, 3, 4, 5
 READY, LOADED, LOAD_FAILED, END = 1, 2, 3, 4
 _FRAME: Final = struct.Struct(">BI")
 
@@ -88,17 +89,18 @@ def encode_frame(kind: int, *parts: bytes) -> bytes:
 
 
 @functools.cache
-def _zygote() -> str:
-    return importlib.resources.files(__package__).joinpath("harness/zygote.py").read_text()
+def _source(harness: str) -> str:
+    return importlib.resources.files(__package__).joinpath("harness", harness).read_text()
 
 
-def encode_load(program: Program, row_bytes_max: int, *, apart: bool) -> bytes:
-    """The LOAD of a program; `apart`: every item of it will run in a process of its own."""
+def encode_load(program: Program, row_bytes_max: int, parent: Sequence[str] = ()) -> bytes:
+    """The LOAD of a program; every item of it will run in a process of its own, if there is a `parent` for these:
+    the files below harness/ that it is made of."""
     payload = {
         "source": program.source,
         "shape": program.shape,
         "digest": program.digest,
-        "zygote": _zygote() if apart else None,
+        "parent": "".join(map(_source, parent)) or None,
         "row_bytes_max": row_bytes_max,
     }
     return encode_frame(LOAD, msgspec.json.encode(payload))

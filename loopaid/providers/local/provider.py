@@ -27,7 +27,7 @@ from loopaid.errors import ErrorCode, ErrorInfo
 from loopaid.model import Isolation, Language
 from loopaid.providers.base import SessionEnded, StartFailed
 from loopaid.providers.local.cgroups import NoCgroup, open_cgroups, own_home
-from loopaid.providers.local.languages import Runtime, resource_limits
+from loopaid.providers.local.languages import PYTHON_HARNESS, Runtime, resource_limits
 from loopaid.providers.local.memory import MemoryLimits
 from loopaid.providers.local.orphans import end_orphans
 from loopaid.providers.local.parts import Parts, find_parts
@@ -90,7 +90,7 @@ class LocalProvider:
         if isolation in levels:
             return None
         known = " or ".join(f"`{level}`" for level in Isolation if level in levels)
-        message = f"{language} has no isolation `{isolation}` in this version; use {known}"
+        message = f"{language} has no isolation `{isolation}` without Python; use {known}, or see `loopai doctor`"
         return ErrorInfo(code=ErrorCode.UNSUPPORTED_ISOLATION, message=message, path="options.isolation")
 
     async def look(self) -> None:
@@ -130,16 +130,16 @@ class LocalProvider:
             if self._spec.run_as is not None:
                 for fd in inherited:  # who may open it anew through /proc is a question of its owner
                     os.fchown(fd, self._spec.run_as, self._spec.run_as)
-            harness = self._harnesses.joinpath(runtime.harness).read_bytes()
-            contents = {"seccomp": self._seccomp, "harness": harness}
-            files = [theirs.enter_context(memory_file(name, content)) for name, content in contents.items()]
+            contents = {name: self._harnesses.joinpath(name).read_bytes() for name in runtime.harnesses}
+            seccomp = theirs.enter_context(memory_file("seccomp", self._seccomp))
+            files = {name: theirs.enter_context(memory_file(name, content)) for name, content in contents.items()}
             try:
                 process = subprocess.Popen(
-                    self._argv(runtime, inherited, gate_theirs, *files),
+                    self._argv(runtime, inherited, gate_theirs, seccomp, files),
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
                     stderr=stderr,
-                    pass_fds=[*inherited, gate_theirs, *files],
+                    pass_fds=[*inherited, gate_theirs, seccomp, *files.values()],
                     process_group=0,
                     **spawn_options(self._spec, environment=self._environment(runtime, inherited)),
                 )
@@ -168,19 +168,20 @@ class LocalProvider:
             return session
 
     def _argv(
-        self, runtime: Runtime, inherited: list[int], gate_fd: int, seccomp_fd: int, harness_fd: int
+        self, runtime: Runtime, inherited: list[int], gate_fd: int, seccomp_fd: int, files: dict[str, int]
     ) -> list[str]:
-        confined = self._spec.kind == "bubblewrap"
-        inside = f"/{runtime.harness}"
-        harness = inside if confined else str(self._harnesses.joinpath(runtime.harness))
         return build_argv(
             msgspec.structs.replace(self._spec, read_only=self._spec.read_only + runtime.read_only),
-            [*runtime.command, harness],
+            [*runtime.limiter, *runtime.command, self._path(runtime.harness)],
             environment=self._environment(runtime, inherited),
             seccomp_fd=seccomp_fd,
             gate_fd=gate_fd,
-            files=[(harness_fd, inside)],
+            files=[(fd, self._path(name)) for name, fd in files.items()],
         )
+
+    def _path(self, harness: str) -> str:
+        """Of a file below harness/, for the processes of sessions."""
+        return f"/{harness}" if self._spec.kind == "bubblewrap" else str(self._harnesses.joinpath(harness))
 
     def _environment(self, runtime: Runtime, inherited: list[int]) -> dict[str, str]:
         sandbox, limits = self._config.sandbox, self._limits
@@ -192,6 +193,8 @@ class LocalProvider:
             "stderr_bytes_max": limits.stderr_bytes_max,
             # Without a pid namespace of its own, kill(-1) would end every process of the user.
             "sweep": self._spec.kind == "bubblewrap",
+            "parent": [*runtime.parent_command, self._path(PYTHON_HARNESS)],
+            "child": [*runtime.command, self._path(runtime.harness)],
             **runtime.settings,
         }
         return {

@@ -30,6 +30,7 @@ from loopaid.providers.local.protocol import (
     LOAD_FAILED,
     LOADED,
     READY,
+    STAND_BACK,
     STOP,
     End,
     Failure,
@@ -87,7 +88,7 @@ class LocalSession:
     ) -> None:
         self.id = session_id
         self.language = runtime.language
-        self._out_of_memory = runtime.out_of_memory
+        self._runtime = runtime
         self.sandbox = sandbox
         self.version = ""
         self._process = process
@@ -122,16 +123,23 @@ class LocalSession:
     async def begin(self, memory: MemoryLimits, timeout_s: float) -> None:
         """Let it run, and wait for the harness's first frame. Raises SessionEnded when it does not come, OSError."""
         await self._process.let_go(self.id, memory)
+        self.version = (await self._ready(timeout_s)).version
+
+    async def _ready(self, timeout_s: float) -> Ready:
         kind, payload = await self._control_frame(timeout_s)
         if kind != READY:
             await self._violation(f"frame {kind} where READY was due", done=0)
-        self.version = decode_payload(payload, Ready).version
+        return decode_payload(payload, Ready)
 
     async def load(self, program: Program, *, timeout_s: float) -> None:
         self._apart = program.isolation is Isolation.ITEM
-        frame = encode_load(program, self._from_rows.row_bytes_max, apart=self._apart)
+        parent = self._runtime.parent if self._apart else ()
+        frame = encode_load(program, self._from_rows.row_bytes_max, parent)
         with self._in_use():
             await self._expect_silence()
+            if self._apart and self._runtime.parent_command:
+                await self._write(encode_frame(STAND_BACK), trio.current_time() + timeout_s)
+                await self._ready(timeout_s)
             await self._write(frame, trio.current_time() + timeout_s)
             kind, payload = await self._control_frame(timeout_s)
         if kind not in (LOADED, LOAD_FAILED):
@@ -291,6 +299,8 @@ class LocalSession:
             raise ProtocolViolation(f"END of {end.done} items behind {done} rows")
         if end.exit is not None:
             status, error = ended_item(end.exit, window.timeout_ms, garbled=end.garbled)
+            if status is ItemStatus.PROGRAM_ERROR and not end.garbled and self._had_no_memory():
+                status, error = ItemStatus.MEMORY_LIMIT, ProgramError("MemoryLimit", f"out of memory: {error.message}")
             ran_us = int((trio.current_time() - began) * 1e6)
             deliver(done, *self._from_rows.make(status, ran_us, self._process.captured(error)))
         return WindowEnd(begun, end.tainted, max(end.rss_bytes, self._process.memory.peak_bytes or 0))
@@ -338,7 +348,7 @@ class LocalSession:
         if self._killed:
             return SessionEnded(EndedBy.US, done=done, reason="closed")
         by, reason = self._process.describe_exit()
-        if by is EndedBy.PROGRAM and self._out_of_memory and self._process.said_at_last(self._out_of_memory):
+        if by is EndedBy.PROGRAM and self._had_no_memory():
             by, reason = EndedBy.LIMIT, f"out of memory: {reason}"
         status, kind = _ENDINGS[by]
         return SessionEnded(
@@ -350,6 +360,10 @@ class LocalSession:
             reason=reason,
             rss_bytes=self._process.memory.peak_bytes,
         )
+
+    def _had_no_memory(self) -> bool:
+        words = self._runtime.out_of_memory
+        return words is not None and self._process.said_at_last(words)
 
     # --- bytes
 

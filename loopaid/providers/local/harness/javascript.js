@@ -17,7 +17,7 @@ const { createRequire, stripTypeScriptTypes } = require('module');
 const vm = require('vm');
 
 const READY = 1, LOADED = 2, LOAD_FAILED = 3, END = 4;
-const LOAD = 1, RUN = 2;
+const LOAD = 1, RUN = 2, STAND_BACK = 5;
 const OK = 0, PROGRAM_ERROR = 1, MEMORY_LIMIT = 4, OUTPUT_LIMIT = 5, INVALID_OUTPUT = 6, INVALID_INPUT = 7;
 const STOP_CHECK_MS = 2;
 const ROWS_BYTES_PER_WINDOW = 4 << 20;
@@ -495,6 +495,9 @@ function loadEnded() {
 function loadFailed(error) {
   guarded(() => {
     waiting = null;
+    call = () => {
+      throw error;
+    };
     const failure = slice(described(error), 0, -1);
     take(stdout, TRACEBACK_CHARS_MAX);
     const printed = ',"stdout":' + quoted(taken);
@@ -667,6 +670,19 @@ function livesInAPidNamespace() {
 const sweeps = settings.sweep && livesInAPidNamespace();
 const fileBytesMax = settings.limits.FSIZE;
 
+/** Items get processes of their own: let a parent of such, which is a harness in Python, have the session. */
+function standBack() {
+  const { spawn } = require('child_process');
+  const [program, ...about] = settings.parent;
+  const given = stringify({ ...settings, fds: [3, 4, 5] });
+  const parent = spawn(program, about, {
+    env: { ...process.env, LOOPAID_HARNESS: given }, stdio: ['ignore', 'inherit', 'inherit', down, up, rows],
+  });
+  for (const fd of [down, downNow, up, rows, stdout, stderr]) closeSync(fd);
+  process.on('SIGUSR1', () => {});  // or it has Node.js listen for a debugger, whoever that may be
+  parent.on('exit', (code, signal) => signal === null ? exit(code) : process.kill(process.pid, signal));
+}
+
 function serve() {
   let act = null;
   while (act === null) {
@@ -675,6 +691,8 @@ function serve() {
         act = () => run(parse(head), second);
       } else if (kind === LOAD) {
         act = () => load(parse(head));
+      } else if (kind === STAND_BACK) {
+        act = standBack;
       }
     });
   }

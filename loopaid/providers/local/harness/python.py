@@ -3,12 +3,14 @@
 Standard library only and Python 3.9 syntax: the interpreter is the user's, not the daemon's. Three pipes, whose
 numbers come in the environment variable LOOPAID_HARNESS and leave it at once:
 
-    down   LOAD RUN STOP KILL, each `kind u8 | length u32 | payload`
+    down   LOAD RUN STOP KILL STAND_BACK, each `kind u8 | length u32 | payload`
     up     READY LOADED LOAD_FAILED END, framed alike, payload JSON
     rows   one row per item and nothing else; the format stands at the top of loopaid/wire/rows.py
 
 The payload of RUN is `length u32 | JSON about the window | inputs, joined by newlines`. At isolation `item` LOAD brings
-zygote.py along, which takes over here, as if it were the end of this file, and has a RUN of its own and KILL.
+zygote.py along, which takes over here, as if it were the end of this file, and has a RUN of its own and KILL. A harness
+in another language is told to STAND_BACK first: it starts this one in its place, which says READY and gets the LOAD,
+with spawner.py behind zygote.py.
 
 Each row is written by one write() before the next item starts: a pipe survives its writer, so the daemon knows
 exactly what finished whatever happens here. File descriptors 1 and 2 are memory files that the daemon made and can
@@ -273,7 +275,8 @@ class Harness:
         self.sweeps = settings["sweep"] and self.lives_in_a_pid_namespace()
         self.context = ItemContext()
         sys.modules["loopaid_item"] = self.context
-        add_packages(settings["site_packages"], settings["packages_hint"])
+        self.settings = settings
+        add_packages(settings.get("site_packages", ()), settings.get("packages_hint", ""))
         set_limits(settings["limits"])
         self.pid = os.getpid()
         self.private = [self.down.fd, self.up, self.rows, self.stdout.fd, self.stderr.fd]
@@ -282,14 +285,15 @@ class Harness:
     def let_go(self):
         """A child that the program forked and that returns must not go on in our place: it gets no pipe to do so."""
         for fd in self.private:
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
 
     @staticmethod
     def lives_in_a_pid_namespace():
-        """kill(-1) is for a sandbox alone: our own pid is small there and pid 1 is bubblewrap's."""
+        """To kill all there is is for a sandbox alone, whose first processes lead the session: that is bubblewrap's."""
         try:
             with open("/proc/1/comm") as file:
-                return os.getpid() < 10 and os.getppid() in (0, 1) and file.read().strip() == "bwrap"
+                return os.getsid(0) < 3 and file.read().strip() == "bwrap"
         except OSError:
             return False
 
@@ -309,17 +313,16 @@ class Harness:
     def load(self, program):
         self.digest = program["digest"]
         self.shape = program["shape"]
+        if program["parent"] is not None:
+            exec(compile(program["parent"], __file__, "exec"), globals())
+            Parent(self, program).serve()
         try:
             self.code = compile_program(program["source"])
-            if program["zygote"] is None:
-                self.make_call()
+            self.make_call()
         except BaseException as error:  # the program's own code runs at load
             self.send(LOAD_FAILED, self.load_failure(error))
-            return
-        if program["zygote"] is not None:
-            exec(compile(program["zygote"], __file__, "exec"), globals())
-            Zygote(self, program).serve()
-        self.send(LOADED, {})
+        else:
+            self.send(LOADED, {})
 
     def load_failure(self, error):
         failure = describe_error(error)

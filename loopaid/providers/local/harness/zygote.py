@@ -26,7 +26,6 @@ from signal import SIGKILL
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
-LOADED_WELL = b"\x01"
 BROKEN = 70
 """Exit code of a child in which the harness itself failed."""
 TMP = "/tmp"
@@ -38,7 +37,8 @@ class Child:
 
     def __init__(self):
         self.pid = None
-        self.killed = self.late = False
+        self.killed = self.late = self.fed = False
+        self.unfed = []
         self.its_input, self.input = os.pipe()
         self.result, self.its_result = os.pipe()
         self.its_input, self.its_result = lifted(self.its_input), lifted(self.its_result)
@@ -52,13 +52,33 @@ class Child:
         os.close(self.its_result)
 
     def feed(self, frame):
-        """Write what the pipe takes of a frame; return the rest."""
+        """Give it a frame to read, a memoryview, behind those that it was given before."""
+        self.unfed.append(frame)
+        self.pump()
+
+    def end_input(self):
+        """There will be no more."""
+        self.fed = True
+        self.pump()
+
+    def pump(self):
+        """Write what the pipe takes of that."""
         try:
-            return frame[os.write(self.input, frame) :]
+            while self.unfed:
+                self.unfed[0] = self.unfed[0][os.write(self.input, self.unfed[0]) :]
+                if not self.unfed[0]:
+                    del self.unfed[0]
         except BlockingIOError:
-            return frame
+            return
         except BrokenPipeError:
-            return frame[:0]
+            self.unfed.clear()
+        if self.fed:
+            self.close_input()
+
+    def close_input(self):
+        if self.input is not None:
+            os.close(self.input)
+            self.input = None
 
     def has_ended(self):
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -70,8 +90,9 @@ class Child:
     def bury(self):
         """Return its exit code, or minus the signal that ended it."""
         _, status = os.waitpid(self.pid, 0)
-        for fd in (self.input, self.result, self.pidfd):
-            os.close(fd)
+        self.close_input()
+        os.close(self.result)
+        os.close(self.pidfd)
         return os.waitstatus_to_exitcode(status)
 
 
@@ -88,15 +109,18 @@ class Zygote:
         self.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.condition = find_condition()
         self.tmp = tmp_state()
-        import_ahead(program["source"])
-        gc.collect()
-        gc.freeze()
+        self.program = program
 
     # --- the daemon
 
     def serve(self):
         """Answer LOAD, then run windows; never return."""
-        self.load()
+        try:
+            self.make_ready()
+        except BaseException as error:  # what is wrong with the program's source
+            self.harness.send(LOAD_FAILED, self.harness.load_failure(error))
+        else:
+            self.load()
         while True:
             kind, length = self.read_head()
             if kind == RUN:
@@ -135,22 +159,43 @@ class Zygote:
             child.late = True
             child.kill()
 
+    def make_ready(self):
+        """Do once what every child would have to do for itself."""
+        source = self.program["source"]
+        self.harness.code = compile_program(source)
+        import_ahead(source)
+        gc.collect()
+        gc.freeze()
+
     def load(self):
         """Try the body of the program's module, with which all children begin, in one that is thrown away."""
         began = time.perf_counter()
-        child = Child()
+        child = self.begin()
+        child.end_input()
         self.fork(child, self.try_module)
         self.follow(child, None)
         code = child.bury()
         self.is_clean(child)
-        said = bytes(self.row[: self.filled])
-        if said == LOADED_WELL:
+        kind, said = self.outcome()
+        if kind == LOADED:
             self.harness.send(LOADED, {"took_s": time.perf_counter() - began})
             self.prepare()
-        elif code == 0 and said:
+        elif code == 0 and kind == LOAD_FAILED:
             write_all(self.harness.up, FRAME.pack(LOAD_FAILED, len(said)) + said)
         else:
             end_like(code)
+
+    def outcome(self):
+        """What the child that tried the module says of it: LOADED, or LOAD_FAILED and why, or nothing."""
+        return self.frame_at(0)
+
+    def frame_at(self, begin):
+        """The kind and the payload of the frame in `row`, whose first byte is at `begin`; 0 when there is none."""
+        begin += FRAME.size
+        if self.filled < begin:
+            return 0, b""
+        kind, length = FRAME.unpack_from(self.row, begin - FRAME.size)
+        return kind, bytes(self.row[begin : min(begin + length, self.filled)])
 
     def run(self, length):
         head = self.read(int.from_bytes(self.read(4), "big"))
@@ -193,7 +238,7 @@ class Zygote:
     # --- one item
 
     def prepare(self):
-        self.ahead = Child()
+        self.ahead = self.begin()
         self.fork(self.ahead, self.execute)
 
     def run_item(self, seq, frame):
@@ -201,20 +246,26 @@ class Zygote:
         if child is not None and child.has_ended():  # before it had anything to do
             child.bury()
             child = None
-        child = child or Child()
-        rest = child.feed(frame)
+        if child is None:
+            child = self.begin()
+        child.feed(frame)
+        child.end_input()
         if child.pid is None:
             self.fork(child, self.execute)
-        self.follow(child, seq, rest)
+        self.follow(child, seq)
         return child
 
-    def follow(self, child, seq, rest=b""):
+    def begin(self):
+        """A child to be, with what it is to read before its item."""
+        return Child()
+
+    def follow(self, child, seq):
         """Move bytes until the child has ended. What it wrote is in `row` then."""
         self.filled = 0
         poll = select.poll()
         for fd in (self.down.fd, child.pidfd, child.result):
             poll.register(fd, select.POLLIN)
-        if rest:
+        if child.unfed:
             poll.register(child.input, select.POLLOUT)
         ended = False
         while not ended:
@@ -227,8 +278,8 @@ class Zygote:
                     if not self.take(child):
                         poll.unregister(fd)
                 else:
-                    rest = child.feed(rest)
-                    if not rest:
+                    child.pump()
+                    if not child.unfed:
                         poll.unregister(fd)
         while self.take(child):
             pass
@@ -257,10 +308,11 @@ class Zygote:
     def is_clean(self, child):
         """Put right what an item that is over has left behind; False if that cannot be, or it may still live."""
         if not self.is_alone():
-            try:
-                os.kill(-1, SIGKILL) if self.harness.sweeps else os.killpg(child.pid, SIGKILL)
-            except ProcessLookupError:
-                pass
+            for pid in other_processes() if self.harness.sweeps else [-child.pid]:
+                try:
+                    os.kill(pid, SIGKILL)
+                except ProcessLookupError:
+                    pass
             return False
         if self.harness.sweeps and tmp_state() != self.tmp:
             self.tidy()
@@ -317,12 +369,13 @@ class Zygote:
 
     def try_module(self):
         harness = self.harness
+        harness.up = harness.rows
         try:
             harness.make_call()
-            said = LOADED_WELL
         except BaseException as error:  # the program's own code
-            said = json_bytes(harness.load_failure(error))
-        write_all(harness.rows, said)
+            harness.send(LOAD_FAILED, harness.load_failure(error))
+        else:
+            harness.send(LOADED, {})
 
     def execute(self):
         harness = self.harness
@@ -348,9 +401,19 @@ def uninherited(size):
 
 
 def find_condition():
-    """What a child can change of its parent without reaching into it."""
+    """What a child can change of its parent, and of those that this comes from, without reaching into them."""
     limits = [resource.getrlimit(limit) for limit in LIMITS]
-    return limits, os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.sched_getaffinity(0)
+    manners = [
+        (os.getpriority(os.PRIO_PROCESS, pid), os.sched_getscheduler(pid), os.sched_getaffinity(pid))
+        for pid in (os.getpid(), os.getppid())
+    ]
+    return limits, manners
+
+
+def other_processes():
+    """All of the sandbox but us and those that we come from."""
+    kept = {1, os.getppid(), os.getpid()}
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()} - kept
 
 
 def tmp_state():
@@ -398,3 +461,6 @@ def end_like(code):
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(abs(code))
+
+
+Parent = Zygote
