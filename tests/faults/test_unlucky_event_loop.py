@@ -46,8 +46,9 @@ async def _batches(client: Client, task: str) -> None:
     name = task.replace(" ", "-")
     await client.put_task(name)
     await client.push_artifact(name, source)
+    timeout_ms = 50 if status is ItemStatus.TIMEOUT else 60_000
     for _ in range(ROUNDS):
-        async with client.run_batch(name, [1, 2, 3], timeout_ms=50, max_concurrency=2) as batch:
+        async with client.run_batch(name, [1, 2, 3], timeout_ms=timeout_ms, max_concurrency=2) as batch:
             assert [result.status async for result in batch] == [status] * 3
 
 
