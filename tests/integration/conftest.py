@@ -20,7 +20,7 @@ from loopaid.config import Config, load_config
 from loopaid.daemon.app import Daemon, open_daemon
 from loopaid.daemon.server import open_listener
 from loopaid.errors import LoopaidError
-from loopaid.model import BatchSummary, Isolation, Language, PoolStatistics
+from loopaid.model import LOCAL, BatchSummary, Isolation, Language, PoolStatistics, pool_name
 from loopaid.providers.local import provider
 from loopaid.providers.local.session import LocalSession
 from loopaid.testing.other_users import connected_as
@@ -104,7 +104,8 @@ class Inside:
 
     @property
     def pool(self) -> PoolStatistics:
-        return self.daemon.pools.statistics(self.language)
+        provider = self.daemon.config.execution.provider
+        return self.daemon.pools.statistics(pool_name(LOCAL if provider == "standard" else provider, self.language))
 
     @property
     def sessions(self) -> dict[str, LocalSession]:

@@ -1,16 +1,19 @@
-"""What a batch is, in eight sentences, in every language at every isolation."""
+"""What a batch is, in eight sentences, in every language at every isolation, wherever it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from loopaid.client import Client, Result
+from loopaid.config import Config
 from loopaid.model import BatchState, Isolation, Item, Language
+from loopaid.testing.codebeaker_double import CodeBeakerDouble, open_codebeaker_double
 
 Run = Callable[..., Awaitable[Any]]
 Push = Callable[..., Awaitable[str]]
@@ -67,20 +70,62 @@ PROGRAMS = {
 }
 
 
-@pytest.fixture(params=[(language, level) for language in PROGRAMS for level in Isolation], ids="-".join)
-def language_and_level(request: pytest.FixtureRequest) -> tuple[Language, Isolation]:
-    pair: tuple[Language, Isolation] = request.param
-    return pair
+PLACES = [
+    *((language, level, "local") for language in PROGRAMS for level in Isolation),
+    (Language.PYTHON, Isolation.PROCESS, "standard"),
+    *((Language.PYTHON, level, "codebeaker") for level in (Isolation.SESSION, Isolation.PROCESS)),
+]
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(place, id="-".join(place), marks=[pytest.mark.slow] * (place[2] == "codebeaker"))
+        for place in PLACES
+    ]
+)
+def place(request: pytest.FixtureRequest) -> tuple[Language, Isolation, str]:
+    place: tuple[Language, Isolation, str] = request.param
+    return place
 
 
 @pytest.fixture
-def language(language_and_level: tuple[Language, Isolation]) -> Language:
-    return language_and_level[0]
+def language(place: tuple[Language, Isolation, str]) -> Language:
+    return place[0]
 
 
 @pytest.fixture
-def isolation(language_and_level: tuple[Language, Isolation]) -> Isolation:
-    return language_and_level[1]
+def isolation(place: tuple[Language, Isolation, str]) -> Isolation:
+    return place[1]
+
+
+@pytest.fixture
+def far(place: tuple[Language, Isolation, str]) -> bool:
+    """On a CodeBeaker server, where a session outlives its programs, and cannot be had before anybody needs it."""
+    return place[2] == "codebeaker"
+
+
+@pytest.fixture
+def fleeting(isolation: Isolation, far: bool) -> bool:
+    """Every item has a session of its own."""
+    return isolation is Isolation.PROCESS and not far
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[CodeBeakerDouble]:
+    async with open_codebeaker_double() as double:
+        yield double
+
+
+@pytest.fixture
+def config(config: Config, place: tuple[Language, Isolation, str], double: CodeBeakerDouble) -> Config:
+    """The batches that do not say where they run, run there."""
+    replace = msgspec.structs.replace
+    runtimes = replace(config.codebeaker.runtime_mapping, python="Python")
+    return replace(
+        config,
+        execution=replace(config.execution, provider=place[2]),
+        codebeaker=replace(config.codebeaker, url=double.url, runtime_mapping=runtimes),
+    )
 
 
 @pytest.fixture
@@ -112,7 +157,7 @@ def most_at_once(results: list[Result]) -> int:
     return most
 
 
-async def test_code_executes(run: Run, programs: Programs, language: Language, isolation: Isolation) -> None:
+async def test_code_executes(run: Run, programs: Programs, language: Language, isolation: Isolation, far: bool) -> None:
     items = [Item(id=f"item-{value}", input={"value": value}) for value in (10, 20, 30)]
     ran = await run(programs.double, items, max_concurrency=3)
     assert [(each.id, each.index, each.status, each.success, each.output, each.error) for each in ran.results] == [
@@ -121,7 +166,7 @@ async def test_code_executes(run: Run, programs: Programs, language: Language, i
         ("item-30", 2, "ok", True, 60, None),
     ]
     assert [(each.attempt, each.language, each.version, each.sandbox) for each in ran.results] == [
-        (1, language, 1, "bubblewrap")
+        (1, language, 1, "codebeaker:Python" if far else "bubblewrap")
     ] * 3
     assert {each.isolation for each in ran.results} == {isolation}
     assert (ran.summary.state, ran.summary.total, ran.summary.by_status) == (BatchState.DONE, 3, {"ok": 3})
@@ -131,24 +176,24 @@ async def test_code_executes(run: Run, programs: Programs, language: Language, i
 
 @pytest.mark.settings(pool__python__warm_min=0)
 async def test_session_reuse_reuses_idle_sessions(
-    run: Run, programs: Programs, inside: Any, isolation: Isolation
+    run: Run, programs: Programs, inside: Any, isolation: Isolation, far: bool, fleeting: bool
 ) -> None:
     batches = []
 
     async def one() -> None:
         batches.append(await run(programs.sleep, [20] * items, max_concurrency=1))
 
-    items = 2 if isolation is Isolation.PROCESS else 8
+    items = 2 if fleeting else 8
 
     for _ in range(4):
         async with trio.open_nursery() as three_at_once:
             for _ in range(3):
                 three_at_once.start_soon(one)
-    each_used = items if isolation is Isolation.PROCESS else 1
+    each_used = items if fleeting else 1
     assert [len(ran.session_ids) for ran in batches] == [each_used] * 12
     assert [ran.summary.sessions_used for ran in batches] == [each_used] * 12
     seen = set.union(*(ran.session_ids for ran in batches))
-    if isolation is Isolation.PROCESS:
+    if fleeting:
         assert (len(seen), inside.pool.created, inside.pool.reused) == (24, 24, 0)
         return
     assert (len(seen), inside.pool.created, inside.pool.reused, inside.pool.destroyed) == (3, 3, 9, {})
@@ -157,14 +202,14 @@ async def test_session_reuse_reuses_idle_sessions(
         assert numbers == list(range(1, len(numbers) + 1))
 
     killed = await run(programs.ending, [1, 1, 1], max_concurrency=1)
-    lost = 3 if isolation is Isolation.SESSION else 0
+    lost = 3 if isolation is Isolation.SESSION and not far else 0
     assert len(killed.session_ids - seen) == max(1, lost)
     assert inside.pool.created == len(seen | killed.session_ids) == 3 + max(1, lost)
     assert inside.pool.destroyed == ({"ended_by_program": 3} if lost else {})
 
 
-async def test_concurrency_limit_is_respected(run: Run, programs: Programs, isolation: Isolation) -> None:
-    ms, items, sessions = (500, 6, 6) if isolation is Isolation.PROCESS else (50, 15, 3)
+async def test_concurrency_limit_is_respected(run: Run, programs: Programs, fleeting: bool) -> None:
+    ms, items, sessions = (500, 6, 6) if fleeting else (200, 15, 3)
     ran = await run(programs.sleep, [ms] * items, max_concurrency=3)
     assert ran.summary.by_status == {"ok": items}
     assert min(each.latency_ms for each in ran.results) >= ms
@@ -176,17 +221,18 @@ async def test_concurrency_limit_is_respected(run: Run, programs: Programs, isol
 
 @pytest.mark.settings(pool__python__warm_min=0)
 async def test_stop_on_first_error_stops_after_first_failure(
-    client: Client, run: Run, programs: Programs, language: Language, isolation: Isolation
+    client: Client, run: Run, programs: Programs, language: Language, fleeting: bool, far: bool
 ) -> None:
     ran = await run(programs.sleep, [1, -1, 1, 1], max_concurrency=1, stop_on_first_error=True)
     assert ran.statuses == ["ok", "program_error", "skipped", "skipped"]
     assert (ran.summary.state, ran.summary.total) == (BatchState.DONE, 4)
     assert ran.summary.by_status == {"ok": 1, "program_error": 1, "skipped": 2}
 
-    if isolation is Isolation.PROCESS:  # nothing is ever warm, so who runs at the first error is a matter of luck
+    if fleeting:  # nothing is ever warm, so who runs at the first error is a matter of luck
         return
-    await client.warm_pool(language, 4)
-    warm = await run(programs.sleep, [50] * 24, max_concurrency=4)
+    if not far:
+        await client.warm_pool(language, 4)
+    warm = await run(programs.sleep, [200 if far else 50] * 24, max_concurrency=4)
     assert len(warm.session_ids) == 4
     ran = await run(programs.sleep, [-50, 200, 200, 200, 1, 1, 1, 1], max_concurrency=4, stop_on_first_error=True)
     assert ran.statuses == ["program_error", "ok", "ok", "ok", "skipped", "skipped", "skipped", "skipped"]
@@ -239,7 +285,14 @@ async def test_sampling_marks_sampled_items(
 
 @pytest.mark.settings(pool__sessions_max=5, pool__python__warm_min=0)
 async def test_session_pool_statistics_are_accurate(
-    client: Client, push: Push, programs: Programs, inside: Any, language: Language, isolation: Isolation
+    client: Client,
+    run: Run,
+    push: Push,
+    programs: Programs,
+    inside: Any,
+    language: Language,
+    fleeting: bool,
+    far: bool,
 ) -> None:
     def sessions() -> tuple[int, ...]:
         pool = inside.pool
@@ -248,7 +301,7 @@ async def test_session_pool_statistics_are_accurate(
 
     assert sessions() == (0, 0, 0, 5)
     await push(programs.sleep)
-    if isolation is Isolation.PROCESS:
+    if fleeting:
         async with client.run_batch("t", [20] * 6, max_concurrency=3) as batch:
             async for _ in batch:
                 sessions()
@@ -256,7 +309,10 @@ async def test_session_pool_statistics_are_accurate(
         assert (pool.created, pool.reused, pool.idle, pool.active) == (6, 0, 0, 0)
         assert pool.destroyed.get("executions", 0) + pool.stopping == 6
         return
-    await client.warm_pool(language, 3)
+    if far:
+        await run(programs.sleep, [300] * 12, max_concurrency=3)
+    else:
+        await client.warm_pool(language, 3)
     async with client.run_batch("t", [100] * 12, max_concurrency=3) as batch:
         seen: set[str] = set()
         async for result in batch:
@@ -269,10 +325,10 @@ async def test_session_pool_statistics_are_accurate(
     assert sessions() == (3, 0, 3, 2)
     assert batch.summary.sessions_used == len(seen | {each.session_id for each in rest}) == 3
     pool = inside.pool
-    assert (pool.created, pool.reused, pool.destroyed) == (3, 0, {})
-    assert pool.average_execution_count == 4.0
+    assert (pool.created, pool.reused, pool.destroyed) == (3, 3 if far else 0, {})
+    assert pool.average_execution_count == (8.0 if far else 4.0)
     assert batch.summary.pool is not None
-    assert {each.language: each.total for each in (await client.status()).pools}[inside.language] == 3
+    assert {each.language: each.total for each in (await client.status()).pools}[pool.language] == 3
 
 
 @pytest.mark.settings(pool__sessions_max=2)
