@@ -7,13 +7,14 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from loopaid.config import Config, LimitsSection, SandboxSection
 from loopaid.model import STATUSES, ItemStatus, Language, Shape
-from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, Window, WindowEnd
+from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, StartFailed, Window, WindowEnd
 from loopaid.providers.local.provider import LocalProvider, open_local_provider
 from loopaid.providers.local.session import LocalSession
 from loopaid.wire.rows import Row, decode_extra
@@ -198,6 +199,28 @@ async def test_a_program_that_never_finishes_loading_is_ended(provider: LocalPro
         await session.load(Program(0, "d", Language.PYTHON, Shape.FUNCTION, "while True: pass\n"), timeout_s=0.2)
     assert ended.value.by is EndedBy.LIMIT
     await session.aclose()
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "reason"), [(1, "{}", "READY does not decode"), (4, "{}", "frame 4 where READY was due")]
+)
+async def test_a_session_that_greets_with_something_else_is_not_started(
+    provider: LocalProvider, monkeypatch: pytest.MonkeyPatch, kind: int, payload: str, reason: str
+) -> None:
+    """As an interpreter may that somebody has customized."""
+    runtimes = provider.parts.runtimes
+    greet = (
+        "import json, os, struct, time\n"
+        "up = json.loads(os.environ['LOOPAID_HARNESS'])['fds'][1]\n"
+        f"os.write(up, struct.pack('>BI', {kind}, {len(payload)}) + {payload.encode()!r})\n"
+        "time.sleep(60)\n"
+    )
+    runtime = runtimes[Language.PYTHON]
+    monkeypatch.setitem(
+        runtimes, Language.PYTHON, msgspec.structs.replace(runtime, command=(runtime.executable, "-c", greet))
+    )
+    with pytest.raises(StartFailed, match=reason):
+        await provider.start(Language.PYTHON, "s")
 
 
 async def test_an_idle_session_that_is_killed_is_noticed(start: Start) -> None:

@@ -129,7 +129,10 @@ class LocalSession:
         kind, payload = await self._control_frame(timeout_s)
         if kind != READY:
             await self._violation(f"frame {kind} where READY was due", done=0)
-        return decode_payload(payload, Ready)
+        try:
+            return decode_payload(payload, Ready)
+        except ProtocolViolation as error:
+            await self._violation(str(error), done=0)
 
     async def load(self, program: Program, *, timeout_s: float) -> None:
         self._apart = program.isolation is Isolation.ITEM
