@@ -59,8 +59,8 @@ class BatchRun:
         self._on_over = on_over
         self._accepted_at = trio.current_time()
         provider = around.pools.provider(batch.pool)
-        self._window_s, self._silence_s = provider.window_s, provider.silence_s
-        self._sizer = WindowSizer(self._window_s)
+        self._window_s = provider.window_s
+        self._sizer = WindowSizer(provider.window_s, provider.window_cost_s)
         isolation = batch.options.isolation
         if isolation is Isolation.PROCESS and batch.options.provider != LOCAL:
             isolation = Isolation.ITEM  # every command is a process there: the session need not be replaced, too
@@ -169,9 +169,7 @@ class BatchRun:
                 await self._returned.wait()
             self._silent = waiting.cancelled_caught
             if self._silent:
-                longest_s = max((one.longest_s for one in self._windows.values()), default=0.0)
-                if longest_s > self._silence_s:
-                    self._sizer.on_silence(longest_s)
+                self._sizer.on_silence(max((one.longest_s for one in self._windows.values()), default=0.0))
                 self._claim()
                 delay *= 2
             else:

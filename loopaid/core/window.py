@@ -15,17 +15,17 @@ ITEMS_MAX: Final = 1024
 INPUT_BYTES_MAX: Final = 256 << 10
 """Bytes of input in one window; a single item may exceed it."""
 OVERDUE: Final = 4
-"""A window outstanding longer than this many targets is ended early when somebody waits."""
+"""What takes this many times as long as expected is late: a window is ended early then when somebody waits."""
 
 
 class WindowSizer:
     """The size of the next window, of `target_s` of work; one for all sessions of a batch."""
 
-    def __init__(self, target_s: float = TARGET_S) -> None:
+    def __init__(self, target_s: float = TARGET_S, cost_s: float = 0.0) -> None:
         self.size = 1
         self.item_s: float | None = None
         self._target_s = target_s
-        self._cost_s = 0.0
+        self._cost_s = cost_s
 
     def __repr__(self) -> str:
         return f"<WindowSizer size={self.size} item_s={self.item_s}>"
@@ -39,8 +39,9 @@ class WindowSizer:
         self.size = max(1, min(self.size * 2, self._affordable(), ITEMS_MAX))
 
     def on_silence(self, lasting_s: float) -> None:
-        """An item that runs has taken so long already: those behind it may be as long."""
-        if lasting_s > (self.item_s or 0.0):
+        """An item that runs has taken so long already, unless it is the window itself: those behind it may be as
+        long."""
+        if lasting_s > (self.item_s or 0.0) and lasting_s > OVERDUE * self._cost_s:
             self.item_s = lasting_s
             self.size = max(1, min(self.size, self._affordable()))
 

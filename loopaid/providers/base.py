@@ -160,8 +160,8 @@ class Provider(Protocol):
 
     `sandbox` names the confinement of its sessions, `memory` what bounds their memory as a whole (`cgroup`,
     `sampled`), `notes` say what else an operator should know of it. `window_s` is how much work a window may hold:
-    what is far away and cannot be called back is sent ahead in larger ones than what is near. For `silence_s` a
-    session may say nothing of a window though all is well.
+    what is far away and cannot be called back is sent ahead in larger ones than what is near. `window_cost_s`
+    is what a window itself may take beside its items, until that was measured.
     """
 
     @property
@@ -171,7 +171,7 @@ class Provider(Protocol):
     @property
     def window_s(self) -> float: ...
     @property
-    def silence_s(self) -> float: ...
+    def window_cost_s(self) -> float: ...
     @property
     def notes(self) -> Sequence[str]: ...
 

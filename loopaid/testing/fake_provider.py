@@ -77,7 +77,7 @@ class FakeProvider:
     memory = "fake"
     notes: Sequence[str] = ()
     window_s = TARGET_S
-    silence_s = 0.0
+    window_cost_s = 0.0
 
     def __init__(self, *, start_ms: float = 10.0) -> None:
         self.start_ms = start_ms

@@ -62,6 +62,19 @@ def test_where_a_window_costs_something_nobody_takes_more_than_an_equal_share() 
     assert sizer.next(20, 10) == 100
 
 
+def test_where_a_window_costs_something_its_silence_tells_nothing_for_a_while() -> None:
+    sizer = WindowSizer(1.0, 0.25)
+    sizer.on_silence(1.0)
+    assert sizer.item_s is None
+    sizer.on_silence(1.1)
+    assert sizer.item_s == 1.1
+    sizer.on_window(1, 0.001, 0.001, 0.05)
+    sizer.on_silence(0.2)
+    assert sizer.item_s == 0.001
+    sizer.on_silence(0.21)
+    assert sizer.item_s == 0.21
+
+
 def test_a_window_without_items_teaches_nothing() -> None:
     sizer = WindowSizer()
     sizer.on_window(0, 5.0, 0.0)

@@ -14,6 +14,8 @@ from loopaid.client import Client
 from loopaid.config import Config, load_config
 from loopaid.errors import LoopaidError
 from loopaid.model import BatchState
+from loopaid.providers.base import Window
+from loopaid.providers.codebeaker.session import CodeBeakerSession
 from loopaid.testing.codebeaker_double import CodeBeakerDouble, Fault, FaultKind, open_codebeaker_double
 
 Run = Callable[..., Awaitable[Any]]
@@ -159,6 +161,46 @@ async def test_a_server_that_cannot_be_reached_is_unavailable_and_comes_back(
             assert again.code == "PROVIDER_UNAVAILABLE"
             await trio.sleep(0.05)
     assert not [problem for problem in (await client.status()).problems if double.url in problem]
+
+
+async def test_an_item_that_takes_long_delays_the_items_of_its_window_alone(
+    far: Run, inside: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun, over = tmp_path / "begun", tmp_path / "over"
+    source = f"""
+import pathlib, time
+
+def main(n):
+    if n == 100:
+        pathlib.Path({str(begun)!r}).touch()
+        while not pathlib.Path({str(over)!r}).exists():
+            time.sleep(0.01)
+    return n
+"""
+    its_window, sent = range(0), trio.Event()
+    as_sent = CodeBeakerSession._as_sent
+
+    def noted(session: CodeBeakerSession, window: Window) -> Window:
+        nonlocal its_window
+        window = as_sent(session, window)
+        if 100 in range(window.first, window.first + window.count):
+            its_window = range(window.first, window.first + window.count)
+            sent.set()
+        return window
+
+    async def end_it_when_all_others_have_ended() -> None:
+        await sent.wait()
+        await inside.recorded("last", 200 - len(its_window))
+        assert begun.exists()
+        over.touch()
+
+    monkeypatch.setattr(CodeBeakerSession, "_as_sent", noted)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end_it_when_all_others_have_ended)
+        ran = await far(source, range(200), max_concurrency=10, timeout_ms=60_000)
+    assert ran.outputs == list(range(200))
+    assert len(its_window) <= 100
+    assert len(ran.session_ids) > 1
 
 
 async def test_stop_on_first_error_is_exact(far: Run) -> None:

@@ -54,7 +54,7 @@ class CodeBeakerProvider:
     sandbox = "codebeaker"
     memory = "the server's"
     window_s = BUDGET_S
-    silence_s = BUDGET_S
+    window_cost_s = 0.25
 
     def __init__(self, config: Config, endpoint: Endpoint, nursery: trio.Nursery, *, reply_slack_s: float) -> None:
         section = config.codebeaker

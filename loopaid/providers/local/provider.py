@@ -48,7 +48,7 @@ class LocalProvider:
     """Implements `loopaid.providers.base.Provider`. Use `open_local_provider`."""
 
     window_s = TARGET_S
-    silence_s = 0.0
+    window_cost_s = 0.0
 
     def __init__(
         self,
