@@ -45,6 +45,15 @@ async def test_as_many_items_run_at_once_as_the_batch_may_have(small: SmallDaemo
     assert small.provider.starts == 4
 
 
+@pytest.mark.parametrize(("ms", "most", "starts"), [(0.1, 50, 1), (1.0, 50, 2), (100.0, 4, 4)])
+async def test_a_session_is_started_only_where_it_saves_more_than_it_costs(
+    small: SmallDaemon, autojump_clock: MockClock, ms: float, most: int, starts: int
+) -> None:
+    batch = await small.run([{"ms": ms}] * 50, max_concurrency=most)
+    assert small.statuses(batch) == ["ok"] * 50
+    assert small.provider.starts == starts
+
+
 async def test_a_batch_without_items_is_done_at_once(small: SmallDaemon, autojump_clock: MockClock) -> None:
     batch = await small.run([])
     assert (batch.state, batch.summary().by_status, batch.summary().total) == (BatchState.DONE, {}, 0)

@@ -140,12 +140,6 @@ async def test_a_batch_may_want_more_sessions_than_the_language_has(run: Run, in
     assert (len(ran.session_ids), ran.summary.sessions_used, inside.pool.created) == (2, 2, 2)
 
 
-async def test_short_work_is_not_worth_a_second_session(run: Run) -> None:
-    ran = await run(ECHO, range(50), max_concurrency=50)
-    assert ran.summary.by_status == {"ok": 50}
-    assert len(ran.session_ids) <= 2
-
-
 # --- the life of a session
 
 
