@@ -10,10 +10,11 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import pairwise
 from typing import Final
 
 import msgspec
+import trio
 
 from loopaid.actors import records
 from loopaid.core.window import fitting
@@ -67,7 +68,7 @@ class Places(msgspec.Struct, frozen=True, array_like=True):
     chunk_position: bytes
     block_position: bytes
     block_first: bytes
-    block_count: bytes
+    block_cursor: bytes
     block_statuses: bytes
 
 
@@ -90,10 +91,10 @@ class BatchLog:
         self._chunk_position = array("Q")
         self._block_position = array("Q")
         self._block_first = array("I")
-        self._block_count = array("I")
         self._block_statuses = array("H")  # a bit for each status that occurs in the block
-        self._block_cursor = array("Q")  # records before the block
-        self._block_of: array[int] | None = None
+        self._block_cursor = array("I", [0])  # records before the block, and behind the last one
+        self._block_of: array[int] | None = None  # by item, from 1; made when somebody reads in the order of the items
+        self._blocks_found = 0  # those that stand in it
         self._cache: OrderedDict[int, Chunk] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -112,14 +113,14 @@ class BatchLog:
                 self._chunk_position.tobytes(),
                 self._block_position.tobytes(),
                 self._block_first.tobytes(),
-                self._block_count.tobytes(),
+                self._block_cursor.tobytes(),
                 self._block_statuses.tobytes(),
             )
         )
 
     @classmethod
     def restored(cls, read: Read, encoded: bytes) -> BatchLog:
-        """Raises msgspec.DecodeError for what `places` did not write."""
+        """As fast as memory is copied: there can be millions. Raises ValueError for what `places` did not write."""
         places = _decode_places(encoded)
         log = cls(read)
         log.received, log.has_ids, log.has_forced = places.received, places.has_ids, places.has_forced
@@ -127,10 +128,9 @@ class BatchLog:
         log._chunk_position.frombytes(places.chunk_position)
         log._block_position.frombytes(places.block_position)
         log._block_first.frombytes(places.block_first)
-        log._block_count.frombytes(places.block_count)
+        log._block_cursor = array("I", places.block_cursor)
         log._block_statuses.frombytes(places.block_statuses)
-        log._block_cursor.extend(accumulate(log._block_count[:-1], initial=0) if log._block_count else ())
-        log.recorded = sum(log._block_count)
+        log.recorded = log._block_cursor[-1]
         return log
 
     # --- chunks
@@ -176,18 +176,16 @@ class BatchLog:
 
     def add_block(self, position: int, first: int, count: int, statuses: Iterable[int]) -> None:
         """`statuses` are the numbers of those that occur in it, each once."""
-        if self._block_of is not None:
-            self._block_of[first : first + count] = array("I", [len(self._block_position) + 1]) * count
         self._block_position.append(position)
         self._block_first.append(first)
-        self._block_count.append(count)
         self._block_statuses.append(bits_of(statuses))
-        self._block_cursor.append(self.recorded)
         self.recorded += count
+        self._block_cursor.append(self.recorded)
 
     def recorded_ranges(self) -> list[tuple[int, int]]:
         """(start, stop) of every block."""
-        return [(first, first + count) for first, count in zip(self._block_first, self._block_count, strict=True)]
+        cursors = pairwise(self._block_cursor)
+        return [(first, first + end - begin) for first, (begin, end) in zip(self._block_first, cursors, strict=True)]
 
     def block_positions(self) -> Sequence[int]:
         """Where the blocks stand in the log, in its order."""
@@ -205,7 +203,7 @@ class BatchLog:
             if self._block_statuses[number] & bits:
                 break
             before = self._block_cursor[number] if order == "completed" else self._block_first[number]
-            cursor = before + self._block_count[number]
+            cursor = before + self._count(number)
             steps += 1
         return cursor
 
@@ -214,10 +212,34 @@ class BatchLog:
             return bisect_right(self._block_cursor, cursor) - 1 if cursor < self.recorded else None
         if cursor >= self.received:
             return None
-        if self._block_of is None:
-            self._index_by_item()
+        while not self._find_blocks():
+            pass
         assert self._block_of is not None
         return self._block_of[cursor] - 1 if self._block_of[cursor] else None
+
+    def _count(self, number: int) -> int:
+        return self._block_cursor[number + 1] - self._block_cursor[number]
+
+    async def prepare(self, order: str) -> None:
+        """Before results are read in the order of the items: find the block of each, while others have their turns."""
+        while order == "submission" and not self._find_blocks():
+            await trio.lowlevel.checkpoint()
+
+    def _find_blocks(self) -> bool:
+        """Note for some more blocks which items they have; True when it is known of all."""
+        if self._block_of is None:
+            self._block_of = array("I")
+        if len(self._block_of) < self.received:  # some came since
+            self._block_of.frombytes(bytes(4 * (self.received - len(self._block_of))))
+        begin, end = self._blocks_found, min(self._blocks_found + BLOCKS_AT_ONCE, len(self._block_position))
+        for number in range(begin, end):
+            first, count = self._block_first[number], self._count(number)
+            if count == 1:
+                self._block_of[first] = number + 1
+            else:
+                self._block_of[first : first + count] = array("I", [number + 1]) * count
+        self._blocks_found = end
+        return end == len(self._block_position)
 
     def in_log_order(self, cursor: int) -> EncodedResultBlock | None:
         """The results behind the first `cursor` ones, as far as one event carries them; None when there are none."""
@@ -229,14 +251,9 @@ class BatchLog:
         number = self._number_at(cursor, "submission")
         return None if number is None else self._piece(number, cursor - self._block_first[number], cursor)
 
-    def _index_by_item(self) -> None:
-        self._block_of = array("I", bytes(4 * self.received))
-        for number, (first, stop) in enumerate(self.recorded_ranges()):
-            self._block_of[first:stop] = array("I", [number + 1]) * (stop - first)
-
     def _piece(self, number: int, offset: int, cursor: int) -> EncodedResultBlock:
         first = self._block_first[number] + offset
-        limit = self._block_count[number] - offset
+        limit = self._count(number) - offset
         ids: list[str] | None = None
         forced: list[int] = []
         if self.has_ids or self.has_forced:

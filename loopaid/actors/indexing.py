@@ -14,7 +14,16 @@ from loopaid.actors.batch import Batch, Surroundings
 from loopaid.actors.batch_log import BatchLog
 from loopaid.actors.replay import MakeBatch, Replay
 from loopaid.errors import JournalError
-from loopaid.journal.index import Checkpoint, Entry, Index, StaleIndex, create_index, encode_entries, open_index
+from loopaid.journal.index import (
+    Checkpoint,
+    Entry,
+    Index,
+    StaleIndex,
+    create_index,
+    encode_entries,
+    open_index,
+    packed,
+)
 from loopaid.journal.record import Frame
 from loopaid.journal.store import Store
 from loopaid.model import STATUSES
@@ -56,7 +65,7 @@ def entry_of(batch: Batch) -> Entry:
         busy_us=latencies.total_us,
         min_us=latencies.min_us,
         max_us=latencies.max_us,
-        latencies=latencies.buckets,
+        latencies=packed(latencies.buckets),
         places=batch.log.places(),
     )
 

@@ -8,6 +8,7 @@ One SQLite file beside the segments, in WAL mode: a killed process leaves a stat
 ones may be missing after a power cut. Lookups of one batch are made in the event loop's thread on a connection of
 their own; everything else blocks, and runs in a worker thread, one call at a time. A query answers with one row of
 JSON, and rows go in as one JSON text: a thread that needs the interpreter once per row waits for it once per row.
+What may be megabytes of one batch, its places, is copied as it is.
 """
 
 from __future__ import annotations
@@ -17,24 +18,28 @@ import os
 import sqlite3
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, chain
+from typing import Final, NamedTuple
 
 import msgspec
 
 from loopaid.model import STATUSES
 
 INDEX_NAME: Final = "index.sqlite"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _LOCKED_S: Final = 1.0
 """In WAL mode nobody waits for anybody, but for a moment when another process, such as a backup, looks at the file."""
 _SIDE_FILES: Final = ("", "-wal", "-shm")
+_BUCKETS_MAX: Final = 4096
+_HISTOGRAMS_AT_ONCE: Final = 4096
+"""Decoded in one go: some milliseconds, in which the event loop has to wait."""
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """A finished batch. `home` and `end` are the positions of its first and its last frame, `counts` its records by
-    status, `latencies` the numbers of its items by bucket of a histogram. `key` and `places` are opaque: they stand
-    in base64 in the file, because SQLite's JSON ends a text at its first zero."""
+    status, `latencies` the histogram of its items, from `packed`. `key` and `places` are opaque; a key stands in base64
+    in the file, because SQLite's JSON ends a text at its first zero."""
 
     id: str
     uid: int
@@ -53,8 +58,30 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     busy_us: int
     min_us: int
     max_us: int
-    latencies: dict[int, int]
+    latencies: tuple[int, ...]
+    places: bytes = b""
+
+
+class Encoded(NamedTuple):
+    """Entries on their way into an index: without their places, which lie in a row."""
+
+    entries: str
     places: bytes
+
+
+def packed(histogram: Mapping[int, int]) -> tuple[int, ...]:
+    """Numbers by bucket, each with its bucket as one number: so equal ones are counted in one go, however many."""
+    return tuple([number * _BUCKETS_MAX + bucket for bucket, number in histogram.items()])
+
+
+def encode_entries(entries: Sequence[Entry]) -> Encoded:
+    places = [entry.places for entry in entries]
+    starts = accumulate(map(len, places), initial=1)
+    rows = [
+        (msgspec.structs.replace(entry, places=b""), start, len(entry.places))
+        for entry, start in zip(entries, starts, strict=False)
+    ]
+    return Encoded(_encode(rows).decode(), b"".join(places))
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -131,8 +158,8 @@ _PLAIN: Final = [
     *("id", "uid", "task", "key", "state", "opened_at", "ended_at"),
     *("home", "end", "received", "total", "sampled"),
 ]
-_FIGURES: Final = ["ran", "busy_us", "min_us", "max_us", "latencies", "places"]
-_COLUMNS: Final = [*_PLAIN, *_COUNTS, *_FIGURES]
+_FIGURES: Final = ["ran", "busy_us", "min_us", "max_us", "latencies"]
+_COLUMNS: Final = [*_PLAIN, *_COUNTS, *_FIGURES, "places"]
 _SCHEMA: Final = f"""
 CREATE TABLE batches(
     id TEXT NOT NULL UNIQUE, uid INTEGER NOT NULL, task TEXT NOT NULL, key TEXT, state TEXT NOT NULL,
@@ -140,8 +167,9 @@ CREATE TABLE batches(
     received INTEGER NOT NULL, total INTEGER NOT NULL, sampled INTEGER NOT NULL,
     {", ".join(f"{name} INTEGER NOT NULL" for name in _COUNTS)},
     ran INTEGER NOT NULL, busy_us INTEGER NOT NULL, min_us INTEGER NOT NULL, max_us INTEGER NOT NULL,
-    latencies TEXT NOT NULL, places TEXT NOT NULL);
+    latencies TEXT NOT NULL, places BLOB NOT NULL);
 CREATE INDEX by_owner ON batches(uid, id);
+CREATE INDEX by_task ON batches(uid, task, id);
 CREATE INDEX by_key ON batches(uid, key) WHERE key IS NOT NULL;
 CREATE TABLE meta(
     store BLOB NOT NULL, scan_from INTEGER NOT NULL, witness TEXT NOT NULL, "end" INTEGER NOT NULL,
@@ -150,26 +178,27 @@ PRAGMA user_version = {_FORMAT};
 """
 _NAMES: Final = ", ".join(f'"{name}"' for name in _COLUMNS)
 _VALUES: Final = ", ".join(
-    [f"json_extract(value, '$[{place}]')" for place in range(len(_PLAIN))]
-    + [f"json_extract(value, '$[{len(_PLAIN)}][{number}]')" for number in range(len(STATUSES))]
-    + [f"json_extract(value, '$[{len(_PLAIN) + 1 + place}]')" for place in range(len(_FIGURES))]
+    [f"json_extract(value, '$[0][{place}]')" for place in range(len(_PLAIN))]
+    + [f"json_extract(value, '$[0][{len(_PLAIN)}][{number}]')" for number in range(len(STATUSES))]
+    + [f"json_extract(value, '$[0][{len(_PLAIN) + 1 + place}]')" for place in range(len(_FIGURES))]
+    + ["substr(?, json_extract(value, '$[1]'), json_extract(value, '$[2]'))"]
 )
 _WRITE: Final = f"INSERT OR REPLACE INTO batches({_NAMES}) SELECT {_VALUES} FROM json_each(?)"
 _PLAIN_NAMES: Final = ", ".join(f'"{name}"' for name in _PLAIN)
 _HEAD: Final = f"{_PLAIN_NAMES}, json_array({', '.join(_COUNTS)}), ran, busy_us, min_us, max_us"
-_ENTRY: Final = f"json_array({_HEAD}, json(latencies), places)"
-_OUTLINE: Final = f"json_array({_HEAD}, json_object(), '')"
+_ENTRY: Final = f"json_array({_HEAD}, json(latencies)), places"
+_OUTLINE: Final = f"json_array({_HEAD}, json_array())"
 _SUMS: Final = (
     "uid, task, count(*), sum(total), sum(sampled), sum(ran), sum(busy_us), min(min_us) FILTER (WHERE ran), "
     f"max(max_us) FILTER (WHERE ran), json_array({', '.join(f'sum({name})' for name in _COUNTS)})"
 )
 
-encode_entries: Final = msgspec.json.Encoder().encode
+_encode: Final = msgspec.json.Encoder().encode
 _decode_entry: Final = msgspec.json.Decoder(Entry).decode
 _decode_entries: Final = msgspec.json.Decoder(list[Entry]).decode
 _decode_tasks: Final = msgspec.json.Decoder(list[TaskTotals]).decode
 _decode_counts: Final = msgspec.json.Decoder(dict[str, int]).decode
-_decode_histograms: Final = msgspec.json.Decoder(list[tuple[int, dict[int, int]]]).decode
+_decode_histograms: Final = msgspec.json.Decoder(list[list[int]]).decode
 
 
 class StaleIndex(Exception):
@@ -206,14 +235,14 @@ class Index:
     def _entry(self, where: str, *values: object, by: str = "") -> Entry | None:
         sql = f"SELECT {_ENTRY} FROM batches {by} WHERE {where}"
         row = self._lookups.execute(sql, values).fetchone()
-        return None if row is None else _decode_entry(row[0])
+        return None if row is None else msgspec.structs.replace(_decode_entry(row[0]), places=row[1])
 
     # --- in a worker thread, one call at a time
 
-    def write(self, encoded: bytes, checkpoint: Checkpoint) -> None:
-        """Add entries, as `encode_entries` wrote a list of them; what is known of these batches is replaced."""
+    def write(self, encoded: Encoded, checkpoint: Checkpoint) -> None:
+        """Add entries; what is known of these batches is replaced."""
         with self._transaction():
-            self._work.execute(_WRITE, (encoded.decode(),))
+            self._work.execute(_WRITE, (encoded.places, encoded.entries))
             self._work.execute(
                 'UPDATE meta SET scan_from = ?, witness = ?, "end" = ?, horizon = ?',
                 msgspec.structs.astuple(checkpoint),
@@ -251,17 +280,20 @@ class Index:
         return _decode_tasks(self._work.execute(sql, values).fetchone()[0])
 
     def latencies(self, selection: Selection) -> dict[int, int]:
-        """The histogram of all items that ran. Batches of one have few different ones."""
+        """The histogram of all items that ran."""
         where, values = selection.where()
         sql = (
-            "SELECT json_group_array(json_array(number, json(latencies))) FROM (SELECT latencies, count(*) AS number "
-            f"FROM batches WHERE {where} GROUP BY latencies)"
+            "SELECT '[' || group_concat(latencies, ',') || ']', max(number) FROM (SELECT rowid AS number, latencies "
+            f"FROM batches NOT INDEXED WHERE {where} AND rowid > ? ORDER BY rowid LIMIT {_HISTOGRAMS_AT_ONCE})"
         )
         merged: Counter[int] = Counter()
-        for number, buckets in _decode_histograms(self._work.execute(sql, values).fetchone()[0]):
-            for bucket, count in buckets.items():
-                merged[bucket] += number * count
-        return dict(merged)
+        last = 0
+        while True:
+            text, last = self._work.execute(sql, (*values, last)).fetchone()
+            if text is None:
+                return dict(merged)
+            for both, times in Counter(chain.from_iterable(_decode_histograms(text))).items():
+                merged[both % _BUCKETS_MAX] += both // _BUCKETS_MAX * times
 
     def totals(self) -> Totals:
         states = "SELECT json_group_object(state, n) FROM (SELECT state, count(*) AS n FROM batches GROUP BY state)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,6 +115,46 @@ def test_without_ids_a_range_of_many_items_is_one_piece(log: BatchLog, pages: Pa
         add_chunk(log, pages, chunk(first, list(range(10))))
     add_block(log, pages, 0, 100)
     assert [(piece.limit, piece.ids) for piece in in_item_order(log)] == [(100, None)]
+
+
+def test_blocks_are_found_by_item_also_when_items_and_blocks_come_while_somebody_reads(
+    log: BatchLog, pages: Pages
+) -> None:
+    add_chunk(log, pages, chunk(0, [0, 1]))
+    add_block(log, pages, 0, 1)
+    assert [piece.cursor for piece in in_item_order(log)] == [1]
+    add_chunk(log, pages, chunk(2, list(range(2, 10))))
+    add_block(log, pages, 9, 1)
+    add_block(log, pages, 4, 3)
+    assert [piece.cursor for piece in in_item_order(log)] == [1]
+    add_block(log, pages, 1, 3)
+    assert [piece.cursor for piece in in_item_order(log)] == [1, 4, 7]
+    add_block(log, pages, 7, 2)
+    assert [piece.cursor for piece in in_item_order(log)] == [1, 4, 7, 9, 10]
+
+
+async def test_many_blocks_are_found_by_item_while_others_have_their_turns(
+    log: BatchLog, pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopaid.actors.batch_log.BLOCKS_AT_ONCE", 10)
+    add_chunk(log, pages, chunk(0, list(range(95))))
+    for first in range(94, -1, -1):
+        add_block(log, pages, first, 1)
+    log = BatchLog.restored(pages.read, log.places())
+    turns = 0
+    async with trio.open_nursery() as nursery:
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        nursery.start_soon(count_turns)
+        await log.prepare("submission")
+        nursery.cancel_scope.cancel()
+    assert turns >= 8
+    assert [piece.cursor for piece in in_item_order(log)] == list(range(1, 96))
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), order=st.randoms(use_true_random=False))

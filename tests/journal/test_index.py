@@ -21,6 +21,7 @@ from loopaid.journal.index import (
     create_index,
     encode_entries,
     open_index,
+    packed,
 )
 from loopaid.model import STATUSES
 
@@ -47,7 +48,7 @@ def entry(number: int, *, uid: int = 1000, task: str = "t", key: bytes | None = 
         busy_us=10 * number,
         min_us=number,
         max_us=100 * number,
-        latencies={number: 9, 300: 1},
+        latencies=packed({number: 9, 300: 1}),
         places=b"\0places\xff",
     )
 
@@ -80,6 +81,15 @@ def test_an_entry_is_found_as_it_was_written(index: Index) -> None:
     assert index.with_key(1001, b"a\0key") is None
     assert index.with_key(1000, b"a") is None
     assert index.find(one.id[:5]) is None
+
+
+def test_entries_written_together_keep_their_own_places(index: Index) -> None:
+    entries = [
+        msgspec.structs.replace(entry(number), places=bytes([number]) * size)
+        for number, size in ((1, 0), (2, 70_000), (3, 1), (4, 0), (5, 3))
+    ]
+    write(index, *entries)
+    assert [index.find(each.id) for each in entries] == entries
 
 
 def test_a_batch_that_is_written_again_is_there_once(index: Index) -> None:
@@ -124,7 +134,7 @@ def test_a_page_has_what_was_selected_newest_first(index: Index, selection: Sele
     for each in index.page(selection, 10):
         whole = index.find(each.id)
         assert whole is not None
-        assert each == msgspec.structs.replace(whole, latencies={}, places=b"")
+        assert each == msgspec.structs.replace(whole, latencies=(), places=b"")
 
 
 def test_sums_are_by_task_and_histograms_are_merged(index: Index) -> None:
@@ -137,6 +147,15 @@ def test_sums_are_by_task_and_histograms_are_merged(index: Index) -> None:
     assert index.latencies(Selection(task="t")) == {2: 9, 4: 9, 300: 2}
     assert index.latencies(Selection(task="none")) == {}
     assert index.by_task(Selection(task="none")) == []
+
+
+def test_histograms_are_merged_whatever_their_number_and_size(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loopaid.journal.index._HISTOGRAMS_AT_ONCE", 3)
+    empty = msgspec.structs.replace(entry(99), latencies=())
+    many = msgspec.structs.replace(entry(98), latencies=packed({0: 10_000_000, 504: 10_000_000}))
+    write(index, empty, *[entry(number) for number in (1, 2, 1000, 4, 5)], many, many)
+    merged = index.latencies(Selection())
+    assert merged == {0: 10_000_000, 504: 10_000_000, 300: 5, **dict.fromkeys((1, 2, 1000, 4, 5), 9)}
 
 
 def test_pruning_forgets_whole_batches_by_their_home(index: Index) -> None:
@@ -164,9 +183,9 @@ def test_a_file_is_taken_up_with_its_checkpoint(path: str) -> None:
 def test_a_failed_write_changes_nothing(path: str) -> None:
     index = create_index(path, STORE)
     write(index, entry(1))
-    bad = entry(2)
+    bad = msgspec.structs.replace(entry(2), state=None)
     with pytest.raises(sqlite3.Error):
-        index.write(encode_entries([entry(3), [bad.id]]), Checkpoint(9, "x", 9))
+        index.write(encode_entries([entry(3), bad]), Checkpoint(9, "x", 9))
     write(index, entry(4))
     assert ids(index.page(Selection(), 10)) == [4, 1]
     assert index.checkpoint() == Checkpoint()

@@ -28,7 +28,7 @@ async def list_records(daemon: Daemon, call: Call, request: m.ListRecords) -> m.
     selection = selection_of(daemon, call, request.filter)
     page = _Page(request)
     if request.index is not None:
-        return _item(daemon, call, request, page)
+        return await _item(daemon, call, request, page)
     batch_id, _, ordinal = (request.cursor or "").partition(":")
     if request.cursor is not None:
         if not ordinal.isdecimal():
@@ -45,10 +45,11 @@ async def list_records(daemon: Daemon, call: Call, request: m.ListRecords) -> m.
     return page.reply(daemon)
 
 
-def _item(daemon: Daemon, call: Call, request: m.ListRecords, page: _Page) -> m.EncodedRecordPage:
+async def _item(daemon: Daemon, call: Call, request: m.ListRecords, page: _Page) -> m.EncodedRecordPage:
     if request.filter.batch_id is None:
         raise LoopaidError(ErrorCode.INVALID_REQUEST, "an index is one of a batch: name it", path="filter.batch_id")
     batch = daemon.batches.find(call.peer.scope, request.filter.batch_id)
+    await batch.log.prepare("submission")
     piece = batch.log.in_item_order(request.index or 0)
     if piece is not None:
         page.add(batch, _alone(_cut(piece, 0, 1), decode_block(piece.block)))
@@ -59,6 +60,7 @@ async def _collect(daemon: Daemon, call: Call, batch_id: str, page: _Page, curso
     """Put what a batch has for it on the page. True: the page is full."""
     try:
         batch = daemon.batches.find(call.peer.scope, batch_id)
+        await batch.log.prepare(page.order)
         following = batch.log.in_log_order if page.order == "completed" else batch.log.in_item_order
         while True:
             await trio.lowlevel.checkpoint()

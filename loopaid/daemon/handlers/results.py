@@ -18,6 +18,7 @@ async def stream_results(daemon: Daemon, call: Call, request: m.Results) -> Batc
         summary = batch.summary()
         await call.event(m.StreamStart(batch=summary, durable=summary.durability == "durable"))
         cursor = request.cursor
+        await batch.log.prepare(request.order)
         while True:
             changed = batch.changed  # before looking, so that nothing happens unseen
             block = next_block(cursor)
