@@ -133,7 +133,10 @@ def show(settings: Settings, /, record: str) -> None:
 @_filtered
 @pass_settings
 def stats(settings: Settings, /, **which: Any) -> None:
-    """Count records by status and task, with latencies. What is counted is whole batches: all that the options touch.
+    """Count records by status and task, with latencies. What is counted is whole batches.
+
+    --since and --until choose those that were under way in that time, --status and --only those that have such records;
+    all records of a batch count then. To have single records chosen: `loopai records list`, and `export`.
 
     \b
     Example:

@@ -309,7 +309,8 @@ class Verbs:
         return results[0]
 
     def record_stats(self, **which: Unpack[RecordArguments]) -> Flow[RecordStats]:
-        """Sums by status and task, with latencies, over the batches that are meant."""
+        """Sums by status and task, with latencies, over whole batches: those under way between `since` and `until` that
+        have records with one of the `statuses`."""
         return call(GetRecordStats(filter=record_filter(which)), RecordStats)
 
     # --- the daemon
