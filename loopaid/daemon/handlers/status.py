@@ -26,8 +26,7 @@ def get_status(daemon: Daemon, listener: Listener, call: Call) -> m.DaemonStatus
     problems = [note for each in daemon.providers.values() for note in each.notes]
     for pool in pools_here(daemon):
         unavailable = daemon.pools.provider(pool).problem(language_of(pool))
-        trouble = daemon.pools.problem(pool)
-        problems += [unavailable.message] if unavailable else []
+        trouble = unavailable.message if unavailable else daemon.pools.problem(pool)
         problems += [trouble] if trouble else []
     if recorder.health != "healthy":
         problems.append(f"the log is {recorder.health}")

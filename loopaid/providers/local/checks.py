@@ -11,6 +11,7 @@ from loopaid.config import Config
 from loopaid.model import Check, CheckState, Language, Shape
 from loopaid.providers.base import LoadFailed, Program, SessionEnded, StartFailed, Window
 from loopaid.providers.local.parts import Parts
+from loopaid.providers.local.probe import ProbeReason
 from loopaid.providers.local.provider import LocalProvider, open_local_provider
 from loopaid.wire.rows import Row
 
@@ -66,7 +67,8 @@ async def _language(provider: LocalProvider, language: Language) -> Check:
     runtime = provider.parts.runtimes.get(language)
     if runtime is None:
         detail, _, fix = provider.parts.missing[language].message.rpartition("; ")
-        return Check(name, CheckState.FAIL if language is Language.PYTHON else CheckState.WARN, detail, fix)
+        state = CheckState.FAIL if language is Language.PYTHON else CheckState.WARN
+        return Check(name, state, f"{ProbeReason.INTERPRETER}: {detail}", fix)
     if not provider.parts.report.ok:
         return Check(name, CheckState.FAIL, f"{runtime.toolchain} cannot be confined", "see the check `sandbox`")
     began = time.monotonic()

@@ -62,6 +62,6 @@ def _try(spec: SandboxSpec, python: Runtime | None, run_as: int | None) -> Probe
     if python is None:
         usual, missing = find_runtimes(Config(), run_as, [Language.PYTHON])
         if missing:
-            return report_untried(missing[Language.PYTHON].message)
+            return report_untried()
         python = usual[Language.PYTHON]
     return run_probe(msgspec.structs.replace(spec, read_only=spec.read_only + python.read_only), python)

@@ -161,9 +161,9 @@ def report_missing(error: BwrapUnusable) -> ProbeReport:
     return ProbeReport(ok=False, reason=reason, detail=error.detail, fix=error.fix)
 
 
-def report_untried(detail: str) -> ProbeReport:
+def report_untried() -> ProbeReport:
     """What a probe would say without a Python to run it."""
-    return _failed(ProbeReason.INTERPRETER, detail)
+    return _failed(ProbeReason.INTERPRETER, "not tried, for there is no Python to try it with")
 
 
 def _run(spec: SandboxSpec, executable: str, secret: str) -> subprocess.CompletedProcess[bytes]:

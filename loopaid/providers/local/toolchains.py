@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
@@ -215,11 +216,19 @@ def _run(path: str, arguments: list[str], run_as: int | None) -> bytes:
             **identity,
         )
     except PermissionError as error:
-        raise _unsupported(f"{path} cannot be started{_as_whom(run_as)}; {_NEEDED}") from error
+        if error.errno == errno.EPERM and run_as is not None:
+            raise _unsupported(
+                f"root cannot run programs as uid {run_as} in this user namespace, which does not have it; let the "
+                "daemon run as another user, or outside"
+            ) from error
+        raise _unsupported(
+            f"{path} cannot be started{_as_whom(run_as)} (is it below a private home directory? then let the daemon "
+            f"run as a user of its own, or install Python below /usr or /opt); {_NEEDED}"
+        ) from error
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip()[-500:]
         why = f": {said}" if said else ""
-        raise _unsupported(f"{path} ends with status {error.returncode}{_as_whom(run_as)}{why}; {_NEEDED}") from error
+        raise _unsupported(f"{path} ends with status {error.returncode}{why}{_as_whom(run_as)}; {_NEEDED}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _unsupported(f"{path} does not work as a Python interpreter: {error}; {_NEEDED}") from error
     return b"".join(run.stdout.splitlines()[-1:])
@@ -308,12 +317,7 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 
 def _as_whom(run_as: int | None) -> str:
-    if run_as is None:
-        return ""
-    return (
-        f" by uid {run_as}, as which a daemon of root runs programs (is it below a private home directory? "
-        "then let the daemon run as a user of its own, or install Python below /usr or /opt)"
-    )
+    return "" if run_as is None else f" as uid {run_as}, as which a daemon of root runs programs"
 
 
 def _unsupported(message: str, path: str = "pool.python.interpreter") -> LoopaidError:
