@@ -129,7 +129,8 @@ def _make_state_dir(parent: Path | None) -> Path:
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     parent = parent or Path(home, "loopaid", "embedded").absolute()
     try:
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for private in (parent.parent, parent):  # the upper one is a daemon's state directory, too
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=datetime.now(UTC).strftime("%Y%m%dT%H%M%S-"), dir=parent))
     except OSError as error:
         error.add_note(

@@ -164,6 +164,17 @@ def test_the_configuration_is_passed_on_with_its_full_path(daemon_is: Daemon, tm
     assert (daemon.state_dir / "config").read_text() == os.path.abspath("some.toml")
 
 
+def test_the_state_is_for_its_owner_from_top_to_bottom(
+    daemon_is: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+    daemon_is(COMES_UP)
+    with open_embedded(None, keep=False, note=print) as daemon:
+        directories = [daemon.state_dir, *daemon.state_dir.parents[:2]]
+        modes = [directory.stat().st_mode & 0o777 for directory in directories]
+    assert (directories[-1], modes) == (tmp_path / "home" / "loopaid", [0o700] * 3)
+
+
 def test_a_runtime_directory_with_a_long_name_is_not_used(
     daemon_is: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -203,6 +203,7 @@ class TestWhatBwrapSays:
                 "netlink_denied",
                 "AF_NETLINK",
             ),
+            ("Unexpected capabilities but not setuid, old file caps config?", "capabilities", "AmbientCapabilities"),
             (
                 "Can't mount proc on /newroot/proc: Operation not permitted",
                 "proc_mount_denied",

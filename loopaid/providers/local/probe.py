@@ -38,6 +38,7 @@ class ProbeReason(enum.StrEnum):
     PROC_MOUNT_DENIED = "proc_mount_denied"
     NETLINK_DENIED = "netlink_denied"
     SECCOMP_FAILED = "seccomp_failed"
+    CAPABILITIES = "capabilities"
     UNREACHABLE = "unreachable"
     INTERPRETER = "interpreter"
     TIMEOUT = "timeout"
@@ -81,6 +82,10 @@ _FIXES: Final = {
     ),
     ProbeReason.NETLINK_DENIED: "in a systemd unit let RestrictAddressFamilies include AF_NETLINK",
     ProbeReason.SECCOMP_FAILED: "this needs a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64",
+    ProbeReason.CAPABILITIES: (
+        "bubblewrap wants to be root or to have no capabilities: in a systemd unit leave AmbientCapabilities unset, "
+        "elsewhere `setpriv --ambient-caps=-all --inh-caps=-all loopaid`"
+    ),
     ProbeReason.UNREACHABLE: (
         "sessions must be able to reach every directory they are given; a daemon of root runs them as uid "
         f"{UNPRIVILEGED_ID}, so keep interpreters and environments out of private home directories"
@@ -99,6 +104,7 @@ _COMPLAINTS: Final = (
     ("Creating new namespace failed", ProbeReason.USERNS_DISABLED),
     ("Can't mount proc", ProbeReason.PROC_MOUNT_DENIED),
     ("/proc/sys/kernel/overflow", ProbeReason.PROC_MOUNT_DENIED),
+    ("Unexpected capabilities", ProbeReason.CAPABILITIES),
     ("loopback: ", ProbeReason.NETLINK_DENIED),
     ("PR_SET_SECCOMP", ProbeReason.SECCOMP_FAILED),
     ("seccomp", ProbeReason.SECCOMP_FAILED),
@@ -163,7 +169,8 @@ def report_missing(error: BwrapUnusable) -> ProbeReport:
 
 def report_untried() -> ProbeReport:
     """What a probe would say without a Python to run it."""
-    return _failed(ProbeReason.INTERPRETER, "not tried, for there is no Python to try it with")
+    detail = "not tried, for there is no Python to try it with"
+    return ProbeReport(ok=False, reason=ProbeReason.INTERPRETER, detail=detail, fix="see the check `python`")
 
 
 def _run(spec: SandboxSpec, executable: str, secret: str) -> subprocess.CompletedProcess[bytes]:

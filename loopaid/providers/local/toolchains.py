@@ -228,7 +228,7 @@ def _run(path: str, arguments: list[str], run_as: int | None) -> bytes:
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip()[-500:]
         why = f": {said}" if said else ""
-        raise _unsupported(f"{path} ends with status {error.returncode}{why}{_as_whom(run_as)}; {_NEEDED}") from error
+        raise _unsupported(f"{path} ends with status {error.returncode}{_as_whom(run_as)}{why}; {_NEEDED}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _unsupported(f"{path} does not work as a Python interpreter: {error}; {_NEEDED}") from error
     return b"".join(run.stdout.splitlines()[-1:])
