@@ -88,10 +88,13 @@ class BatchSection(Section, frozen=True):
     attached_grace_s: Annotated[float, Meta(ge=0, le=_DAY_S)] = 5.0
 
 
-class LanguageSection(Section, frozen=True):
+class SessionsSection(Section, frozen=True):
     size_max: Annotated[int, Meta(ge=1, le=1000)] = 20
     warm_min: Annotated[int, Meta(ge=0, le=1000)] = 0
     interpreter: AbsolutePath = ""
+
+
+class LanguageSection(SessionsSection, frozen=True):
     environment: AbsolutePath = ""
 
 
@@ -104,10 +107,11 @@ class PoolSection(Section, frozen=True):
     lease_wait_ms: Annotated[int, Meta(ge=0, le=TIMEOUT_MS_MAX)] = 30_000
     python: LanguageSection = LanguageSection(warm_min=1)
     javascript: LanguageSection = LanguageSection()
+    go: SessionsSection = SessionsSection()
 
-    def languages(self) -> dict[Language, LanguageSection]:
+    def languages(self) -> dict[Language, SessionsSection]:
         sections = {name: getattr(self, name) for name in self.__struct_fields__}
-        return {Language(name): each for name, each in sections.items() if isinstance(each, LanguageSection)}
+        return {Language(name): each for name, each in sections.items() if isinstance(each, SessionsSection)}
 
 
 class SandboxSection(Section, frozen=True):
@@ -117,6 +121,15 @@ class SandboxSection(Section, frozen=True):
     processes_max: Annotated[int, Meta(ge=1, le=32_768)] = 64
     files_max: Annotated[int, Meta(ge=16, le=65_536)] = 256
     tmp_bytes: Annotated[int, Meta(ge=4 * _KIB, le=1024 * _GIB)] = 64 * _MIB
+
+
+class BuildSection(Section, frozen=True):
+    directory: AbsolutePath = ""
+    cache_bytes: Annotated[int, Meta(ge=_MIB, le=1024 * _GIB)] = _GIB
+    at_once: Annotated[int, Meta(ge=1, le=1000)] = 2
+    timeout_s: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+    memory_bytes: Annotated[int, Meta(ge=64 * _MIB, le=1024 * _GIB)] = 2 * _GIB
+    tmp_bytes: Annotated[int, Meta(ge=_MIB, le=1024 * _GIB)] = _GIB
 
 
 class LanguageMapping(Section, frozen=True):
@@ -158,6 +171,7 @@ class Config(Section, frozen=True):
     batch: BatchSection = BatchSection()
     pool: PoolSection = PoolSection()
     sandbox: SandboxSection = SandboxSection()
+    build: BuildSection = BuildSection()
     limits: LimitsSection = LimitsSection()
     codebeaker: CodeBeakerSection = CodeBeakerSection()
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+
+from loopaid.providers.local import builds
 
 MAY_SKIP = ("needs_cgroup2", "needs_systemd")
 
@@ -18,6 +22,18 @@ def pytest_configure() -> None:
     """A shell has what it runs in the background ignore SIGINT, and so would every process that a test interrupts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_builds() -> Iterator[Path]:
+    """What compilers need is prepared once for all daemons of all runs, and the same program built once.
+
+    Daemons in this process of which the test does not say otherwise have it here, others by their environment."""
+    directory = Path(tempfile.gettempdir(), f"loopaid-test-builds-{os.getuid()}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builds, "_directory", lambda section, *_: Path(section.directory or directory))
+        patch.setenv("LOOPAID_BUILD__DIRECTORY", str(directory))
+        yield directory
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

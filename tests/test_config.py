@@ -161,7 +161,8 @@ def test_a_file_that_exists_and_cannot_be_read_is_not_passed_over(tmp_path: Path
         ),
         (
             "[zzz]\n",
-            "unknown key zzz: expected one of daemon, socket, log, execution, batch, pool, sandbox, limits, codebeaker",
+            "unknown key zzz: expected one of daemon, socket, log, execution, batch, pool, sandbox, build, limits, "
+            "codebeaker",
         ),
         ("pool = 3", "pool must be a table, written [pool], not 3"),
         ('[pool]\nsessions_max = "3"', "pool.sessions_max must be a whole number from 1 to 1000, not '3'"),

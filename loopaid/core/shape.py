@@ -19,13 +19,17 @@ REGEX_CHARS_MAX: Final = 256
 """Whether a `/` of JavaScript begins a literal is told by its end, and nobody looks further for that than this."""
 
 
+_MAIN: Final = {Language.GO: "func Main(input T) R"}
+
+
 def detect_shape(source: str, language: Language) -> Shape:
     """A script assigns `result` at top level; a function is called `main`. Raises LoopaidError for neither."""
     shape = _DETECTORS[language](source)
     if shape is None:
+        main = _MAIN.get(language, "main(input_data)")
         raise LoopaidError(
             ErrorCode.INVALID_REQUEST,
-            "a program assigns `result` at top level or defines `main(input_data)`, and this one does neither",
+            f"a program assigns `result` at top level or defines `{main}`, and this one does neither",
             path="source",
         )
     return shape
@@ -144,7 +148,35 @@ def _javascript_by_lines(source: str) -> Shape | None:
     return Shape.FUNCTION if re.search(declared + assigned, source) else None
 
 
+# Go --------------------------------------------------------------------------------------------------------------
+
+_GO_TOKEN: Final = re.compile(
+    r"""(?P<skip>//[^\n]*+|/\*(?s:.*?)\*/|"(?:\\.|[^"\\\n])*+"|`[^`]*+`|'(?:\\.|[^'\\\n])*+')
+    |(?P<main>\b(?:func|var)\s++Main\b)
+    |(?P<result>(?<![.\w])result\s*+=(?!=))
+    |(?P<open>[({])|(?P<close>[)}])""",
+    re.VERBOSE,
+)
+
+
+def _go(source: str) -> Shape | None:
+    """A declaration of Main makes the function; nothing can be declared like that in the body of one."""
+    depth, shape = 0, None
+    for found in _GO_TOKEN.finditer(source):
+        match found.lastgroup:
+            case "open":
+                depth += 1
+            case "close":
+                depth -= 1
+            case "main" if depth == 0:
+                return Shape.FUNCTION
+            case "result":
+                shape = Shape.SCRIPT
+    return shape
+
+
 _DETECTORS: Final[dict[Language, Callable[[str], Shape | None]]] = {
     Language.PYTHON: _python,
     Language.JAVASCRIPT: _javascript,
+    Language.GO: _go,
 }

@@ -94,7 +94,7 @@ async def open_daemon(config: Config, state_dir: Path, *, disk: Disk = REAL_DISK
         _store(state_dir / "records", config, disk) as store,
     ):
         async with (
-            open_local_provider(config, session_tag(state_dir)) as local,
+            open_local_provider(config, session_tag(state_dir), state_dir) as local,
             open_codebeaker_provider(config) as codebeaker,
             open_actors(
                 config,

@@ -12,7 +12,7 @@ from loopaid.providers.local.checks import check_local_provider
 
 async def run_checks(config: Config, state_dir: Path) -> list[Check]:
     """Every check, in the order in which to mend what fails. Takes some 0.3 s; a running daemon is not disturbed."""
-    return [check_state_dir(state_dir, config.log.reserve_bytes), *await check_local_provider(config)]
+    return [check_state_dir(state_dir, config.log.reserve_bytes), *await check_local_provider(config, state_dir)]
 
 
 def check_state_dir(state_dir: Path, reserve_bytes: int) -> Check:

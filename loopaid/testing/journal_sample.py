@@ -163,7 +163,7 @@ async def _fake_sessions() -> SimDisk:
 async def _real_sessions(disk: SimDisk) -> SimDisk:
     """One more life, with real programs: what a session writes, unchanged."""
     config = settings(daemon__recovery="hold", sandbox__kind="none")
-    async with open_local_provider(config, "sample") as provider:
+    async with open_local_provider(config, "sample", Path("/nowhere")) as provider:
         real = cast(FakeProvider, provider)
         async with open_small_daemon(config=config, disk=disk, provider=real, segment_bytes=SEGMENT_BYTES) as small:
             await small.push(REAL, task="real")

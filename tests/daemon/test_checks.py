@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loopaid.config import Config, LanguageSection, LogSection, PoolSection, SandboxSection
+from loopaid.config import BuildSection, Config, LanguageSection, LogSection, PoolSection, SandboxSection
 from loopaid.daemon.checks import check_state_dir, run_checks
 from loopaid.model import Check, CheckState
 
@@ -31,7 +31,7 @@ def found(checks: list[Check], name: str) -> Check:
 async def test_all_is_well_here_and_a_program_says_hello_in_the_sandbox(tmp_path: Path) -> None:
     checks = await run_checks(Config(), tmp_path / "state")
     fine = states(checks)
-    assert list(fine) == ["state_directory", "user_namespaces", "sandbox", "python", "javascript", "memory"]
+    assert list(fine) == ["state_directory", "user_namespaces", "sandbox", "python", "javascript", "go", "memory"]
     assert {fine.pop("memory"), *fine.values()} <= {"ok", "warn"} and set(fine.values()) == {"ok"}
     assert found(checks, "memory").detail.startswith(("cgroup: ", "sampled: "))
     python = found(checks, "python")
@@ -117,3 +117,12 @@ def test_the_daemon_that_uses_the_directory_is_named_and_not_disturbed(tmp_path:
         assert check_state_dir(tmp_path, 0).detail.endswith(f"used by the daemon with pid {os.getpid()}")
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert "used by" not in check_state_dir(tmp_path, 0).detail  # killed, its name still stands there
+
+
+async def test_what_compilers_need_is_kept_where_the_configuration_says(tmp_path: Path) -> None:
+    """Here that cannot be."""
+    (tmp_path / "builds").mkdir()
+    (tmp_path / "builds").chmod(0o777)
+    config = Config(build=BuildSection(directory=str(tmp_path / "builds")))
+    go = found(await run_checks(config, tmp_path), "go")
+    assert go.state is CheckState.FAIL and f"{tmp_path}/builds must be the daemon's own" in go.detail

@@ -112,6 +112,13 @@ SHOWN_BY = {
     },
     "daemon/test_checks.py": {
         "test_unconfined_is_a_warning_and_python_still_says_hello": "sandbox.kind",
+        "test_what_compilers_need_is_kept_where_the_configuration_says": "build.directory",
+    },
+    "providers/test_builds.py": {
+        "test_as_many_are_built_at_once_as_allowed": "build.at_once",
+        "test_a_build_that_takes_too_much_is_the_programs_error": "build.timeout_s",
+        "test_a_build_has_limits_on_its_memory_and_its_files": "build.memory_bytes build.tmp_bytes",
+        "test_the_least_recently_used_goes_first": "build.cache_bytes",
     },
     "integration/test_outcomes.py": {
         "test_an_output_over_the_limit_is_invalid_and_one_of_that_size_is_not": "limits.output_bytes_max",
@@ -121,9 +128,11 @@ SHOWN_BY = {
     },
     "integration/test_languages.py": {
         "test_a_language_has_its_own_size_and_its_own_warm_sessions": (
-            "pool.javascript.size_max pool.javascript.warm_min"
+            "pool.javascript.size_max pool.javascript.warm_min pool.go.size_max pool.go.warm_min"
         ),
-        "test_a_language_that_is_not_there_costs_nothing_and_is_refused_with_what_to_do": "pool.javascript.interpreter",
+        "test_a_language_that_is_not_there_costs_nothing_and_is_refused_with_what_to_do": (
+            "pool.javascript.interpreter pool.go.interpreter"
+        ),
         "test_packages_of_the_environment_can_be_required": "pool.javascript.environment",
     },
     "providers/test_codebeaker_provider.py": {
@@ -228,8 +237,8 @@ async def test_slice_ms(slice_ms: int, autojump_clock: MockClock) -> None:
         (Config(pool=PoolSection(python=LanguageSection(interpreter="/nothing/python"))), "/nothing/python"),
     ],
 )
-async def test_what_the_sandbox_lacks_is_named(config: Config, path: str) -> None:
-    async with open_local_provider(config, "loopaid-test-keys") as provider:
+async def test_what_the_sandbox_lacks_is_named(config: Config, path: str, tmp_path: Path) -> None:
+    async with open_local_provider(config, "loopaid-test-keys", tmp_path) as provider:
         problem = provider.problem(Language.PYTHON)
         assert problem is not None and path in problem.message
 

@@ -25,10 +25,13 @@ Push = Callable[..., Awaitable[str]]
 SAME = {
     Language.PYTHON: "def main(value):\n    return value\n",
     Language.JAVASCRIPT: "function main(value) {\n  return value;\n}\n",
+    Language.GO: "package main\n\nfunc Main(value any) any { return value }\n",
 }
 DOUBLE = {
     Language.PYTHON: "def main(input_data):\n    return input_data['value'] * 2\n",
     Language.JAVASCRIPT: "const main = async (input) => input.value * 2;\n",
+    Language.GO: "package main\n\nfunc Main(input map[string]any) (any, error) {\n"
+    '\treturn input["value"].(float64) * 2, nil\n}\n',
 }
 EVAL = "function main(source) {\n  return eval(source);\n}\n"
 
@@ -80,38 +83,51 @@ async def test_languages_take_turns_under_one_cap(client: Client) -> None:
     assert sum(each.total - each.stopping for each in (await client.status()).pools) <= 1
 
 
-@pytest.mark.settings(pool__javascript__size_max=1, pool__javascript__warm_min=1)
-async def test_a_language_has_its_own_size_and_its_own_warm_sessions(run: Run, inside: Any) -> None:
+@pytest.mark.settings(
+    pool__javascript__size_max=1, pool__javascript__warm_min=1, pool__go__size_max=1, pool__go__warm_min=1
+)
+@pytest.mark.parametrize("language", [Language.JAVASCRIPT, Language.GO])
+async def test_a_language_has_its_own_size_and_its_own_warm_sessions(run: Run, inside: Any, language: Language) -> None:
     while not inside.pool.spares:
         await inside.daemon.pools._population_changed.park()
-    ran = await run(SAME[Language.JAVASCRIPT], range(50), max_concurrency=5)
+    ran = await run(SAME[language], range(50), max_concurrency=5)
     assert len(ran.session_ids) == 1
     assert (inside.pool.size_max, inside.pool.created, inside.pool.hits) == (1, 1, {"spare": 1})
 
 
-EDGES = [  # the input, what Python says, what JavaScript says
-    ("null", "null", "null"),
-    ("true", "true", "true"),
-    ("0", "0", "0"),
-    ("-0", "0", "0"),
-    ("-0.0", "-0.0", "0"),
-    ("1.0", "1.0", "1"),
-    ("1e16", "1e+16", "10000000000000000"),
-    ("1e21", "1e+21", "1e+21"),
-    ("0.1", "0.1", "0.1"),
-    ("5e-324", "5e-324", "5e-324"),
-    ("1.7976931348623157e308", "1.7976931348623157e+308", "1.7976931348623157e+308"),
-    ("9007199254740991", "9007199254740991", "9007199254740991"),
-    ("-9007199254740991", "-9007199254740991", "-9007199254740991"),
-    ("9007199254740993", "9007199254740993", "9007199254740992"),
-    ("18446744073709551615", "18446744073709551615", "18446744073709552000"),
-    ("18446744073709551616", "18446744073709551616", "18446744073709552000"),
-    ('""', '""', '""'),
-    ('"\\u0000 \\u00e9 \\ud83d\\ude00 \\u2028"', '"\\u0000 \\u00e9 \\ud83d\\ude00 \\u2028"', '"\\u0000 é 😀 \u2028"'),
-    ("[]", "[]", "[]"),
-    ('{"b":[{"a":null}],"a":{"":0}}', '{"b":[{"a":null}],"a":{"":0}}', '{"b":[{"a":null}],"a":{"":0}}'),
-    ('{"10":1,"9":2}', '{"10":1,"9":2}', '{"9":2,"10":1}'),
-    ('{"__proto__":{"a":1}}', '{"__proto__":{"a":1}}', '{"__proto__":{"a":1}}'),
+EDGES = [  # the input, what Python says, what JavaScript says, what Go says
+    ("null", "null", "null", "null"),
+    ("true", "true", "true", "true"),
+    ("0", "0", "0", "0"),
+    ("-0", "0", "0", "0"),
+    ("-0.0", "-0.0", "0", "-0"),
+    ("1.0", "1.0", "1", "1"),
+    ("1e16", "1e+16", "10000000000000000", "10000000000000000"),
+    ("1e21", "1e+21", "1e+21", "1e+21"),
+    ("0.1", "0.1", "0.1", "0.1"),
+    ("5e-324", "5e-324", "5e-324", "5e-324"),
+    ("1.7976931348623157e308", "1.7976931348623157e+308", "1.7976931348623157e+308", "1.7976931348623157e+308"),
+    ("9007199254740991", "9007199254740991", "9007199254740991", "9007199254740991"),
+    ("-9007199254740991", "-9007199254740991", "-9007199254740991", "-9007199254740991"),
+    ("9007199254740993", "9007199254740993", "9007199254740992", "9007199254740992"),
+    ("18446744073709551615", "18446744073709551615", "18446744073709552000", "18446744073709552000"),
+    ("18446744073709551616", "18446744073709551616", "18446744073709552000", "18446744073709552000"),
+    ('""', '""', '""', '""'),
+    (
+        '"\\u0000 \\u00e9 \\ud83d\\ude00 \\u2028"',
+        '"\\u0000 \\u00e9 \\ud83d\\ude00 \\u2028"',
+        '"\\u0000 é 😀 \u2028"',
+        '"\\u0000 é 😀 \\u2028"',
+    ),
+    ("[]", "[]", "[]", "[]"),
+    (
+        '{"b":[{"a":null}],"a":{"":0}}',
+        '{"b":[{"a":null}],"a":{"":0}}',
+        '{"b":[{"a":null}],"a":{"":0}}',
+        '{"a":{"":0},"b":[{"a":null}]}',
+    ),
+    ('{"10":1,"9":2}', '{"10":1,"9":2}', '{"9":2,"10":1}', '{"10":1,"9":2}'),
+    ('{"__proto__":{"a":1}}', '{"__proto__":{"a":1}}', '{"__proto__":{"a":1}}', '{"__proto__":{"a":1}}'),
 ]
 
 
@@ -316,9 +332,11 @@ async def test_isolation_item_needs_python_in_every_language(tmp_path: Path) -> 
 
 
 async def test_a_language_that_is_not_there_costs_nothing_and_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    async with open_served_with(tmp_path, pool__javascript__interpreter="/nowhere/node") as client:
+    async with open_served_with(
+        tmp_path, pool__javascript__interpreter="/nowhere/node", pool__go__interpreter="/nowhere/go"
+    ) as client:
         await client.put_task("t")
-        for language in (Language.JAVASCRIPT, Language.GO):
+        for language in (Language.JAVASCRIPT, Language.GO, Language.CSHARP):
             with pytest.raises(LoopaidError) as refused:
                 await client.push_artifact("t", SAME[Language.JAVASCRIPT], language=language)
             assert refused.value.code == ErrorCode.UNSUPPORTED_LANGUAGE
@@ -326,8 +344,10 @@ async def test_a_language_that_is_not_there_costs_nothing_and_is_refused_with_wh
         assert (await client.exec("t", 1)).output == 1
         status = await client.status()
         assert [*status.languages] == ["python"]
-        (problem,) = status.problems
-        assert "no executable '/nowhere/node'; install Node.js 18" in problem
+        for problem, fix in zip(
+            status.problems, ("'/nowhere/node'; install Node.js 18", "'/nowhere/go'; install Go 1.19"), strict=True
+        ):
+            assert f"no executable {fix}" in problem
 
 
 async def test_packages_of_the_environment_can_be_required(tmp_path: Path) -> None:

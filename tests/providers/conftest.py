@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from loopaid.config import BuildSection
+from loopaid.providers.local.builds import Builds, open_builds
+from loopaid.providers.local.parts import Parts
+from loopaid.providers.local.probe import ProbeReport
+from loopaid.providers.local.sampling import MemorySampler
 from loopaid.providers.local.sandbox import SandboxSpec, host_identity
 from loopaid.providers.local.toolchains import PythonToolchain, find_bwrap, find_python, system_mounts
 
@@ -28,6 +33,14 @@ def spec(python: PythonToolchain) -> SandboxSpec:
         tmp_bytes=1024 * 1024,
         run_as=host_identity(os.geteuid()),
     )
+
+
+@pytest.fixture
+async def builds(tmp_path: Path) -> AsyncIterator[Builds]:
+    """For providers that are made by hand, and build nothing."""
+    parts = Parts(spec=SandboxSpec(kind="none"), report=ProbeReport(ok=True), runtimes={}, missing={})
+    async with open_builds(BuildSection(), parts, MemorySampler(1 << 30), tmp_path, tag="test") as builds:
+        yield builds
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from loopaid.config import Config, SandboxSection
 from loopaid.model import ItemStatus, Language, Shape
 from loopaid.providers.base import EndedBy, Program, SessionEnded, Window
+from loopaid.providers.local.builds import Builds
 from loopaid.providers.local.cgroups import Cgroup, Cgroups, GroupDirectory, NoCgroup, find_home, open_cgroups, own_home
 from loopaid.providers.local.parts import find_parts
 from loopaid.providers.local.provider import LocalProvider, open_local_provider, open_memory_limits
@@ -176,10 +177,10 @@ class TestOnPlainFiles:
     ],
 )
 async def test_a_session_that_was_killed_ended_by_its_limit_if_its_group_says_so(
-    events: str, by: EndedBy, status: ItemStatus, home: Path, directory: FakeDirectory
+    events: str, by: EndedBy, status: ItemStatus, home: Path, directory: FakeDirectory, builds: Builds
 ) -> None:
     groups = opened(home, directory)
-    provider = LocalProvider(Config(), find_parts(Config()), groups, tag=TAG)
+    provider = LocalProvider(Config(), find_parts(Config()), groups, builds, tag=TAG)
     session = await provider.start(Language.PYTHON, "s1")
     group = home / f"{TAG}.s1"
     assert (group / "cgroup.procs").read_text() == str(session.pid)
@@ -197,9 +198,11 @@ async def test_a_session_that_was_killed_ended_by_its_limit_if_its_group_says_so
 
 
 @pytest.mark.slow
-async def test_a_session_that_cannot_be_given_a_group_is_not_started(home: Path, directory: FakeDirectory) -> None:
+async def test_a_session_that_cannot_be_given_a_group_is_not_started(
+    home: Path, directory: FakeDirectory, builds: Builds
+) -> None:
     groups = opened(home, directory)
-    provider = LocalProvider(Config(), find_parts(Config()), groups, tag=TAG)
+    provider = LocalProvider(Config(), find_parts(Config()), groups, builds, tag=TAG)
     directory.refuses = (f"{TAG}.s1",)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(PermissionError):
@@ -262,7 +265,7 @@ def test_a_real_group_is_killed_and_gone_with_all_that_is_in_it(leaf: Path) -> N
 
 @pytest.mark.needs_cgroup2
 @pytest.mark.slow
-async def test_a_session_over_its_memory_is_ended_by_the_kernel_and_its_neighbour_is_not() -> None:
+async def test_a_session_over_its_memory_is_ended_by_the_kernel_and_its_neighbour_is_not(tmp_path: Path) -> None:
     config = Config(sandbox=SandboxSection(memory_bytes=64 << 20))
     async with open_memory_limits(config, TAG) as limits:
         if limits.mechanism != "cgroup":
@@ -270,7 +273,7 @@ async def test_a_session_over_its_memory_is_ended_by_the_kernel_and_its_neighbou
     greedy = (
         "import mmap, time\ndef main(n):\n    kept = mmap.mmap(-1, 200 << 20)\n    kept[:] = bytes(1 << 20) * 200\n"
     )
-    async with open_local_provider(config, TAG) as provider:
+    async with open_local_provider(config, TAG, tmp_path) as provider:
         sessions = [await provider.start(Language.PYTHON, f"s{n}") for n in range(2)]
         for session, source in zip(sessions, (greedy, "def main(n):\n    return n\n"), strict=True):
             await session.load(Program(0, "d", Language.PYTHON, Shape.FUNCTION, source), timeout_s=10)

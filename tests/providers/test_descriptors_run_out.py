@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -40,8 +41,8 @@ def only(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_a_start_that_fails_at_any_descriptor_leaves_none_open() -> None:
-    async with open_local_provider(Config(), "loopaid-test-descriptors") as provider:
+async def test_a_start_that_fails_at_any_descriptor_leaves_none_open(tmp_path: Path) -> None:
+    async with open_local_provider(Config(), "loopaid-test-descriptors", tmp_path) as provider:
         await (await provider.start(Language.PYTHON, "s")).aclose()
         before = open_descriptors()
         for count in range(12):
@@ -52,14 +53,14 @@ async def test_a_start_that_fails_at_any_descriptor_leaves_none_open() -> None:
         assert open_descriptors() == before
 
 
-async def test_a_session_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[int] = []
 
     def no_descriptor(pid: int) -> int:
         started.append(pid)
         raise OSError(24, "Too many open files")
 
-    async with open_local_provider(Config(), "loopaid-test-descriptors") as provider:
+    async with open_local_provider(Config(), "loopaid-test-descriptors", tmp_path) as provider:
         before = open_descriptors()
         monkeypatch.setattr(os, "pidfd_open", no_descriptor)
         with pytest.raises(OSError, match="Too many open files"):

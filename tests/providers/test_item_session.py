@@ -51,10 +51,10 @@ def kind() -> str:
 
 
 @pytest.fixture
-async def start(kind: str) -> AsyncIterator[Start]:
+async def start(kind: str, tmp_path: Path) -> AsyncIterator[Start]:
     async with contextlib.AsyncExitStack() as stack:
         config = Config(sandbox=SandboxSection(kind=kind))  # type: ignore[arg-type]
-        provider = await stack.enter_async_context(open_local_provider(config, f"loopaid-test-{os.getpid()}"))
+        provider = await stack.enter_async_context(open_local_provider(config, f"loopaid-test-{os.getpid()}", tmp_path))
 
         async def start(source: str) -> Driven:
             session = await provider.start(Language.PYTHON, "s")
@@ -135,8 +135,8 @@ async def test_modules_are_imported_ahead_of_all_items(start: Start) -> None:
     assert driven.outcomes == [(ItemStatus.OK, b"true")]
 
 
-async def test_a_session_level_program_cannot_say_how_its_items_ended() -> None:
-    async with open_local_provider(Config(), f"loopaid-test-{os.getpid()}") as provider:
+async def test_a_session_level_program_cannot_say_how_its_items_ended(tmp_path: Path) -> None:
+    async with open_local_provider(Config(), f"loopaid-test-{os.getpid()}", tmp_path) as provider:
         session = await provider.start(Language.PYTHON, "s")
         source = (
             "import gc, os, struct, time\n"

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -25,9 +26,9 @@ DOUBLE = "def main(input_data):\n    return input_data * 2\n"
 
 
 @pytest.fixture
-async def provider() -> AsyncIterator[LocalProvider]:
+async def provider(tmp_path: Path) -> AsyncIterator[LocalProvider]:
     config = Config(sandbox=SandboxSection(tmp_bytes=1 << 20), limits=LimitsSection(stdout_bytes_max=100))
-    async with open_local_provider(config, f"loopaid-test-{os.getpid()}") as provider:
+    async with open_local_provider(config, f"loopaid-test-{os.getpid()}", tmp_path) as provider:
         assert provider.problem(Language.PYTHON) is None
         yield provider
 

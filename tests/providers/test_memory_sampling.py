@@ -17,6 +17,7 @@ from loopaid.config import Config, SandboxSection
 from loopaid.model import STATUSES, ItemStatus, Language, Shape
 from loopaid.providers.base import EndedBy, Program, SessionEnded, Window
 from loopaid.providers.local import sampling
+from loopaid.providers.local.builds import Builds
 from loopaid.providers.local.parts import find_parts
 from loopaid.providers.local.provider import LocalProvider
 from loopaid.providers.local.sampling import MemorySampler
@@ -32,11 +33,11 @@ CONFIG = Config(sandbox=SandboxSection(memory_bytes=LIMIT, tmp_bytes=16 * MIB))
 
 
 @pytest.fixture
-async def provider() -> AsyncIterator[LocalProvider]:
+async def provider(builds: Builds) -> AsyncIterator[LocalProvider]:
     sampler = MemorySampler(LIMIT)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sampler.run)
-        yield LocalProvider(CONFIG, find_parts(CONFIG), sampler, tag=f"loopaid-test-{os.getpid()}")
+        yield LocalProvider(CONFIG, find_parts(CONFIG), sampler, builds, tag=f"loopaid-test-{os.getpid()}")
         nursery.cancel_scope.cancel()
 
 

@@ -26,7 +26,7 @@ def test_the_whole_command_line() -> None:
         *("--size", "1000", "--tmpfs", "/tmp"),
         *("--ro-bind", "/usr", "/usr", "--ro-bind", "/srv/venv/lib", "/packages"),
         *("--symlink", "usr/lib", "/lib"),
-        *("--perms", "0444", "--ro-bind-data", "8", "/harness.py"),
+        *("--perms", "0555", "--ro-bind-data", "8", "/harness.py"),
         *("--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/zero", "/dev/zero"),
         *("--dev-bind", "/dev/full", "/dev/full", "--dev-bind", "/dev/random", "/dev/random"),
         *("--dev-bind", "/dev/urandom", "/dev/urandom"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import trio
 
-from loopaid.config import LanguageSection
 from loopaid.daemon.app import Daemon
 from loopaid.daemon.connection import Call
 from loopaid.daemon.handlers.admins import check_admin
@@ -62,7 +61,7 @@ def pools_here(daemon: Daemon) -> list[str]:
         language
         for language in daemon.pools.languages
         if language is Language.PYTHON
-        or configured[language] != LanguageSection()
+        or configured[language] != type(configured[language])()
         or (problem := daemon.provider.problem(language)) is None
         or problem.code != ErrorCode.UNSUPPORTED_LANGUAGE
     ]

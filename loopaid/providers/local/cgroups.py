@@ -16,7 +16,6 @@ import contextlib
 import os
 import select
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -108,16 +107,18 @@ class Cgroups:
     def __repr__(self) -> str:
         return f"<Cgroups {self.home}/{self._tag}.*>"
 
-    async def confine(self, session_id: str, pid: int, kill: Callable[[], None]) -> Cgroup:
-        return await trio.to_thread.run_sync(partial(self.make, session_id, pid))
+    async def confine(
+        self, session_id: str, pid: int, kill: Callable[[], None], memory_bytes: int | None = None
+    ) -> Cgroup:
+        return await trio.to_thread.run_sync(self.make, session_id, pid, memory_bytes)
 
-    def make(self, session_id: str, pid: int) -> Cgroup:
+    def make(self, session_id: str, pid: int, memory_bytes: int | None = None) -> Cgroup:
         """A group that holds this process. Moving one may block for some 10 ms. Raises OSError."""
         path = self.home / f"{self._tag}.{session_id}"
         self._directory.make(path)
         group = Cgroup(path, self._directory)
         try:
-            (path / "memory.max").write_text(str(self._memory_bytes))
+            (path / "memory.max").write_text(str(memory_bytes or self._memory_bytes))
             if (path / "memory.swap.max").exists():  # or else it would be memory.max and all of the swap
                 (path / "memory.swap.max").write_text("0")
             (path / "memory.oom.group").write_text("1")  # half a session is none

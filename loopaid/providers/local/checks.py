@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -19,14 +22,29 @@ HELLO_TIMEOUT_S: Final = 10.0
 _HELLO: Final = {
     Language.PYTHON: "def main(name):\n    return 'hello ' + name\n",
     Language.JAVASCRIPT: "function main(name) {\n    return 'hello ' + name;\n}\n",
+    Language.GO: 'package main\n\nfunc Main(name any) any {\n\treturn "hello " + name.(string)\n}\n',
 }
 
 
-async def check_local_provider(config: Config) -> list[Check]:
-    """Open the provider as the daemon does, beside one that may be running, and have a program say hello."""
-    async with open_local_provider(config, f"loopaid-probe-{os.getpid()}") as provider:
-        languages = [await _language(provider, language) for language in config.pool.languages()]
-        return [_user_namespaces(), _sandbox(provider.parts), *languages, _memory(provider)]
+async def check_local_provider(config: Config, state_dir: Path) -> list[Check]:
+    """Open the provider as the daemon does, beside one that may be running, and have a program say hello.
+
+    What compilers need is prepared on the way, below `state_dir` if that is there: the first time some 20 s for Go.
+    """
+    tag = f"loopaid-probe-{os.getpid()}"
+    with _directory(state_dir) as directory:
+        async with open_local_provider(config, tag, directory) as provider:
+            languages = [await _language(provider, language) for language in config.pool.languages()]
+            return [_user_namespaces(), _sandbox(provider.parts), *languages, _memory(provider)]
+
+
+@contextlib.contextmanager
+def _directory(state_dir: Path) -> Iterator[Path]:
+    if state_dir.is_dir():
+        yield state_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="loopaid-probe-") as path:
+        yield Path(path)
 
 
 def _user_namespaces() -> Check:

@@ -13,6 +13,8 @@ import msgspec
 from loopaid.config import Config, SandboxSection
 from loopaid.errors import ErrorCode, ErrorInfo, LoopaidError
 from loopaid.model import Isolation, Language
+from loopaid.providers.local.compilers import Compiler
+from loopaid.providers.local.golang import find_go, go_compiler
 from loopaid.providers.local.node import find_node
 from loopaid.providers.local.toolchains import PythonToolchain, find_python
 
@@ -24,15 +26,18 @@ _CODE_RANGE_BYTES: Final = 512 * _MIB
 
 PYTHON_HARNESS: Final = "python.py"
 """Of sessions of Python, and of the parents of items in other languages."""
+SPAWNER: Final = ("zygote.py", "spawner.py")
+"""The parent of items in languages that cannot fork."""
+_WITHOUT_PARENT: Final = frozenset((Isolation.SESSION, Isolation.PROCESS))
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """What the sessions of one language run on, as found on this machine.
 
     `toolchain` says so to people. `command` starts `executable`, the path of the harness follows; `harness` is the
-    file below harness/. `limiter` comes in front of it, for who cannot bound itself. `read_only` are the directories
-    it needs beside those of the system, as (outside, inside). `settings` are what its harness is told beyond what all
-    are. `isolations` are the levels that it has.
+    file below harness/, or the name of what `compiler` makes. `limiter` comes in front of it, for who cannot bound
+    itself. `read_only` are the directories it needs beside those of the system, as (outside, inside). `settings` are
+    what its harness is told beyond what all are. `isolations` are the levels that it has.
 
     At isolation `item` the files `parent` below harness/ start a process for each item. They are Python:
     `parent_command` starts the one that a harness in another language gives way to. A process that dies with
@@ -52,11 +57,13 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     parent: tuple[str, ...] = ("zygote.py",)
     parent_command: tuple[str, ...] = ()
     out_of_memory: str | None = None
+    compiler: Compiler | None = None
 
     @property
-    def harnesses(self) -> set[str]:
-        """The files below harness/ that its processes start with."""
-        return {self.harness, PYTHON_HARNESS} if self.parent_command else {self.harness}
+    def harness_files(self) -> set[str]:
+        """The files below harness/ that its processes start with; what `compiler` makes is none."""
+        own = {self.harness} if self.compiler is None else set()
+        return own | {PYTHON_HARNESS} if self.parent_command else own
 
 
 def find_runtimes(
@@ -139,14 +146,33 @@ def _javascript(config: Config, run_as: int | None, python: Runtime | None) -> R
         harness="javascript.js",
         read_only=found.read_only + (python.read_only if python else ()),
         settings={"environment": found.environment, "limits": limits},
-        isolations=frozenset(Isolation) if python else frozenset((Isolation.SESSION, Isolation.PROCESS)),
-        parent=("zygote.py", "spawner.py"),
+        isolations=frozenset(Isolation) if python else _WITHOUT_PARENT,
+        parent=SPAWNER,
         parent_command=python.command if python else (),
         out_of_memory="out of memory",
+    )
+
+
+def _go(config: Config, run_as: int | None, python: Runtime | None) -> Runtime:
+    found = find_go(config.pool.go.interpreter, run_as=run_as)
+    return Runtime(
+        language=Language.GO,
+        version=found.version,
+        toolchain=str(found),
+        executable=found.executable,
+        command=(),
+        harness="go",
+        read_only=python.read_only if python else (),
+        isolations=frozenset(Isolation) if python else _WITHOUT_PARENT,
+        parent=SPAWNER,
+        parent_command=python.command if python else (),
+        out_of_memory="out of memory",
+        compiler=go_compiler(found),
     )
 
 
 _FINDERS: Final[dict[Language, Callable[[Config, int | None, Runtime | None], Runtime]]] = {
     Language.PYTHON: _python,
     Language.JAVASCRIPT: _javascript,
+    Language.GO: _go,
 }

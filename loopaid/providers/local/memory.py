@@ -39,8 +39,12 @@ class MemoryLimits(Protocol):
     @property
     def detail(self) -> str: ...
 
-    async def confine(self, session_id: str, pid: int, kill: Callable[[], None]) -> SessionMemory:
-        """Bound a process, which has not begun yet, and all that it will start; `kill` ends them. Raises OSError."""
+    async def confine(
+        self, session_id: str, pid: int, kill: Callable[[], None], memory_bytes: int | None = None
+    ) -> SessionMemory:
+        """Bound a process, which has not begun yet, and all that it will start; `kill` ends them. Raises OSError.
+
+        `memory_bytes` is for what is not a session."""
 
 
 class Unbounded:

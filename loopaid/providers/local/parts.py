@@ -12,6 +12,7 @@ from loopaid.model import Language
 from loopaid.providers.local.languages import Runtime, find_runtimes
 from loopaid.providers.local.probe import ProbeReport, report_missing, report_untried, run_probe
 from loopaid.providers.local.sandbox import SandboxSpec, host_identity
+from loopaid.providers.local.seccomp import deny_program
 from loopaid.providers.local.toolchains import BwrapUnusable, find_bwrap, system_mounts
 
 
@@ -25,6 +26,11 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     report: ProbeReport
     runtimes: dict[Language, Runtime]
     missing: dict[Language, ErrorInfo]
+
+    @property
+    def seccomp(self) -> bytes:
+        """The system call filter of whatever runs in the sandbox."""
+        return deny_program() if self.spec.kind == "bubblewrap" and self.report.ok else b""
 
     def problem(self, language: Language) -> ErrorInfo | None:
         """Why no session can run a language here, with the fix; None when it can."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from loopaid.model import ProgramError
-from loopaid.providers.base import EndedBy
+from loopaid.providers.base import EndedBy, StartFailed
 from loopaid.providers.local.memory import MemoryLimits, SessionMemory, Unbounded
+from loopaid.providers.local.sandbox import SandboxSpec, build_argv, spawn_options
 from loopaid.wire.rows import Extra
 
 KILL_GRACE_S: Final = 0.1
@@ -62,6 +64,70 @@ def describe_code(code: int) -> str:
     return f"the program ended its process with exit code {code}"
 
 
+def start_process(
+    spec: SandboxSpec,
+    command: Sequence[str],
+    *,
+    name: str,
+    environment: Mapping[str, str],
+    seccomp: bytes,
+    stdout_bytes_max: int,
+    stderr_bytes_max: int,
+    inherited: Sequence[int] = (),
+    files: Sequence[tuple[int, str]] = (),
+) -> SandboxProcess:
+    """Start a command in a sandbox, which does nothing before `let_go`. By Popen in this very thread: the sandbox dies
+    with the thread that forked it.
+
+    `name` is that of its capture files. `inherited` and `files` (see `build_argv`) stay the caller's. Raises
+    StartFailed, OSError.
+    """
+    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:  # closed here, except for what works
+        gate_theirs, gate = open_pipe(theirs, ours)
+        stdout, stderr = (_capture_file(f"{name}-{stream}", ours) for stream in ("stdout", "stderr"))
+        seccomp_fd = theirs.enter_context(memory_file("seccomp", seccomp))
+        argv = build_argv(
+            spec, command, environment=environment, seccomp_fd=seccomp_fd, gate_fd=gate_theirs, files=files
+        )
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=[*inherited, gate_theirs, seccomp_fd, *(fd for fd, _ in files)],
+                process_group=0,
+                **spawn_options(spec, environment=environment),
+            )
+        except OSError as error:
+            raise StartFailed(f"cannot start {argv[0]}: {error}") from None
+        try:
+            started = SandboxProcess(
+                process, Capture(stdout, stdout_bytes_max), Capture(stderr, stderr_bytes_max), gate
+            )
+        except OSError:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        ours.pop_all()
+        return started
+
+
+def open_pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe; each end is its owner's to close."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    reader.callback(os.close, read)
+    writer.callback(os.close, write)
+    return read, write
+
+
+def _capture_file(name: str, owner: contextlib.ExitStack) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    owner.callback(os.close, fd)
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    return fd
+
+
 class SandboxProcess:
     """bubblewrap and all below it; for kind `none` the harness. `aclose` belongs to the owner, once it has ended.
 
@@ -73,16 +139,16 @@ class SandboxProcess:
         self.memory: SessionMemory = Unbounded()
         self._gate: int | None = gate
         self._process = process
-        self._stdout = stdout
+        self.stdout = stdout
         self._stderr = stderr
         self._pidfd = os.pidfd_open(process.pid)
 
     def __repr__(self) -> str:
         return f"<SandboxProcess {self.pid}>"
 
-    async def let_go(self, session_id: str, limits: MemoryLimits) -> None:
-        """Bound its memory and let it begin. Raises OSError."""
-        self.memory = await limits.confine(session_id, self.pid, self.kill)
+    async def let_go(self, name: str, limits: MemoryLimits, memory_bytes: int | None = None) -> None:
+        """Bound its memory and let it begin. See `MemoryLimits.confine`. Raises OSError."""
+        self.memory = await limits.confine(name, self.pid, self.kill, memory_bytes)
         # A machine without memory is to end sessions first, not the daemon and not its neighbours.
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/oom_score_adj").write_text("1000")  # noqa: ASYNC240 - in memory
@@ -154,12 +220,21 @@ class SandboxProcess:
 
     def captured(self, error: ProgramError) -> Extra:
         """What the running item printed until now, and the error."""
-        (stdout, stdout_truncated), (stderr, stderr_truncated) = self._stdout.read(), self._stderr.read()
+        (stdout, stdout_truncated), (stderr, stderr_truncated) = self.stdout.read(), self._stderr.read()
         return Extra(error, stdout, stderr, stdout_truncated, stderr_truncated)
+
+    def discard(self) -> None:
+        """End and forget it, before it was let go."""
+        self.kill()
+        self._process.wait()
+        self._close()
 
     async def aclose(self) -> None:
         await self.memory.aclose()
-        self._close_gate()
         trio.lowlevel.notify_closing(self._pidfd)
-        for fd in (self._pidfd, self._stdout.fd, self._stderr.fd):
+        self._close()
+
+    def _close(self) -> None:
+        self._close_gate()
+        for fd in (self._pidfd, self.stdout.fd, self._stderr.fd):
             os.close(fd)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.resources
 import logging
 import os
-import signal
-import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import BinaryIO, Final
 
 import msgspec
 import trio
@@ -26,19 +24,20 @@ from loopaid.core.window import TARGET_S
 from loopaid.errors import ErrorCode, ErrorInfo
 from loopaid.model import Isolation, Language
 from loopaid.providers.base import SessionEnded, StartFailed
+from loopaid.providers.local.builds import BuildFailed, Builds, BuiltProgram, open_builds
 from loopaid.providers.local.cgroups import NoCgroup, open_cgroups, own_home
 from loopaid.providers.local.languages import PYTHON_HARNESS, Runtime, resource_limits
 from loopaid.providers.local.memory import MemoryLimits
 from loopaid.providers.local.orphans import end_orphans
 from loopaid.providers.local.parts import Parts, find_parts
-from loopaid.providers.local.process import Capture, SandboxProcess, memory_file
+from loopaid.providers.local.process import open_pipe, start_process
 from loopaid.providers.local.protocol import SessionLimits
 from loopaid.providers.local.sampling import MemorySampler
-from loopaid.providers.local.sandbox import build_argv, spawn_options
-from loopaid.providers.local.seccomp import deny_program
 from loopaid.providers.local.session import PIPE_BYTES, LocalSession, Pipes
 
 log = logging.getLogger(__name__)
+
+HARNESSES: Final = Path(__file__).with_name("harness")
 
 START_TIMEOUT_S: Final = 20.0
 """For sandbox and interpreter; 20 ms are usual, but many may start at once on a slow disk."""
@@ -55,16 +54,17 @@ class LocalProvider:
         config: Config,
         parts: Parts,
         memory_limits: MemoryLimits,
+        builds: Builds,
         *,
         tag: str,
     ) -> None:
         self.parts = parts
         self.memory_limits = memory_limits
+        self._builds = builds
         self._spec = parts.spec
         self._tag = tag
         self._config = config
-        self._seccomp = deny_program() if self.sandbox == "bubblewrap" and parts.report.ok else b""
-        self._harnesses = importlib.resources.files(__package__).joinpath("harness")
+        self._seccomp = parts.seccomp
         self.use_limits(config.limits)
 
     def use_limits(self, limits: LimitsSection) -> None:
@@ -104,7 +104,9 @@ class LocalProvider:
         problem = self.problem(language)
         if problem is not None:
             raise StartFailed(problem.message)
-        session = self._spawn(session_id, self.parts.runtimes[language])
+        runtime = self.parts.runtimes[language]
+        with contextlib.ExitStack() as theirs:
+            session = self._spawn(session_id, runtime, await self._harnesses(runtime, theirs))
         try:
             await session.begin(self.memory_limits, START_TIMEOUT_S)
         except SessionEnded as error:
@@ -116,85 +118,83 @@ class LocalProvider:
             raise
         return session
 
-    def _spawn(self, session_id: str, runtime: Runtime) -> LocalSession:
-        """Start the process. By Popen in this very thread: the sandbox dies with the thread that forked it."""
+    async def _harnesses(self, runtime: Runtime, owner: contextlib.ExitStack) -> dict[str, BinaryIO]:
+        """What its processes start with, by the names that it has in the sandbox."""
+        files: dict[str, BinaryIO] = {
+            name: owner.enter_context((HARNESSES / name).open("rb")) for name in runtime.harness_files
+        }
+        if runtime.compiler is None:
+            return files
+        try:
+            return files | {runtime.harness: owner.enter_context(await self._builds.harness(runtime.compiler))}
+        except BuildFailed as error:
+            raise StartFailed(str(error)) from None
+
+    def _spawn(self, session_id: str, runtime: Runtime, harnesses: dict[str, BinaryIO]) -> LocalSession:
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:  # closed here, except for what works
             down_theirs, down = _pipe(theirs, ours)
             up, up_theirs = _pipe(ours, theirs)
             rows, rows_theirs = _pipe(ours, theirs)
-            stdout, stderr = (_capture_file(f"{self._tag}-{name}", ours) for name in ("stdout", "stderr"))
             for fd in (up, rows, down):
                 os.set_blocking(fd, False)
-            gate_theirs, gate = _pipe(theirs, ours)
-            inherited = [down_theirs, up_theirs, rows_theirs]
+            pipes = [down_theirs, up_theirs, rows_theirs]
             if self._spec.run_as is not None:
-                for fd in inherited:  # who may open it anew through /proc is a question of its owner
+                for fd in pipes:  # who may open it anew through /proc is a question of its owner
                     os.fchown(fd, self._spec.run_as, self._spec.run_as)
-            contents = {name: self._harnesses.joinpath(name).read_bytes() for name in runtime.harnesses}
-            seccomp = theirs.enter_context(memory_file("seccomp", self._seccomp))
-            files = {name: theirs.enter_context(memory_file(name, content)) for name, content in contents.items()}
+            program = None
+            if runtime.compiler is not None:
+                program = BuiltProgram(self._builds, runtime.compiler)
+                ours.callback(program.close)
+            paths = {name: self._path(name, file) for name, file in harnesses.items()}
+            process = start_process(
+                msgspec.structs.replace(self._spec, read_only=self._spec.read_only + runtime.read_only),
+                [*runtime.limiter, *runtime.command, paths[runtime.harness]],
+                name=self._tag,
+                environment=self._environment(runtime, pipes, paths, program),
+                seccomp=self._seccomp,
+                stdout_bytes_max=self._limits.stdout_bytes_max,
+                stderr_bytes_max=self._limits.stderr_bytes_max,
+                inherited=[*pipes, program.fd] if program else pipes,
+                files=[(file.fileno(), paths[name]) for name, file in harnesses.items()],
+            )
             try:
-                process = subprocess.Popen(
-                    self._argv(runtime, inherited, gate_theirs, seccomp, files),
-                    stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
-                    pass_fds=[*inherited, gate_theirs, seccomp, *files.values()],
-                    process_group=0,
-                    **spawn_options(self._spec, environment=self._environment(runtime, inherited)),
-                )
-            except OSError as error:
-                raise StartFailed(f"cannot start {self._spec.bwrap}: {error}") from None
-            try:
-                sandbox = SandboxProcess(
-                    process,
-                    Capture(stdout, self._limits.stdout_bytes_max),
-                    Capture(stderr, self._limits.stderr_bytes_max),
-                    gate,
-                )
                 session = LocalSession(
                     session_id,
                     runtime,
-                    sandbox,
+                    process,
                     Pipes(down, up, rows),
                     row_bytes_max=self._limits.row_bytes_max,
                     sandbox=self._spec.kind,
+                    built=program,
                 )
             except OSError:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                process.discard()
                 raise
             ours.pop_all()
             return session
 
-    def _argv(
-        self, runtime: Runtime, inherited: list[int], gate_fd: int, seccomp_fd: int, files: dict[str, int]
-    ) -> list[str]:
-        return build_argv(
-            msgspec.structs.replace(self._spec, read_only=self._spec.read_only + runtime.read_only),
-            [*runtime.limiter, *runtime.command, self._path(runtime.harness)],
-            environment=self._environment(runtime, inherited),
-            seccomp_fd=seccomp_fd,
-            gate_fd=gate_fd,
-            files=[(fd, self._path(name)) for name, fd in files.items()],
-        )
+    def _path(self, name: str, file: BinaryIO) -> str:
+        """Of a harness, for the processes of sessions."""
+        return f"/{name}" if self._spec.kind == "bubblewrap" else file.name
 
-    def _path(self, harness: str) -> str:
-        """Of a file below harness/, for the processes of sessions."""
-        return f"/{harness}" if self._spec.kind == "bubblewrap" else str(self._harnesses.joinpath(harness))
-
-    def _environment(self, runtime: Runtime, inherited: list[int]) -> dict[str, str]:
+    def _environment(
+        self, runtime: Runtime, pipes: list[int], paths: dict[str, str], program: BuiltProgram | None
+    ) -> dict[str, str]:
         sandbox, limits = self._config.sandbox, self._limits
+        child = [*runtime.command, paths[runtime.harness]]
+        if runtime.compiler is not None and runtime.compiler.runs_alone and program is not None:
+            child = [f"/proc/self/fd/{program.fd}"]
         settings = {
-            "fds": inherited,
+            "fds": pipes,
+            "program": program.fd if program else None,
             "limits": resource_limits(sandbox),
             "output_bytes_max": limits.output_bytes_max,
             "stdout_bytes_max": limits.stdout_bytes_max,
             "stderr_bytes_max": limits.stderr_bytes_max,
             # Without a pid namespace of its own, kill(-1) would end every process of the user.
             "sweep": self._spec.kind == "bubblewrap",
-            "parent": [*runtime.parent_command, self._path(PYTHON_HARNESS)],
-            "child": [*runtime.command, self._path(runtime.harness)],
+            "parent": [*runtime.parent_command, paths[PYTHON_HARNESS]] if runtime.parent_command else [],
+            "child": child,
             **runtime.settings,
         }
         return {
@@ -207,20 +207,11 @@ class LocalProvider:
 
 
 def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
-    """A pipe that holds a window, if the system's limit for pipes allows it; each end is its owner's to close."""
-    read, write = os.pipe2(os.O_CLOEXEC)
-    reader.callback(os.close, read)
-    writer.callback(os.close, write)
+    """A pipe that holds a window, if the system's limit for pipes allows it."""
+    read, write = open_pipe(reader, writer)
     with contextlib.suppress(PermissionError):  # over /proc/sys/fs/pipe-user-pages-soft: slower, not wrong
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     return read, write
-
-
-def _capture_file(name: str, owner: contextlib.ExitStack) -> int:
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    owner.callback(os.close, fd)
-    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
-    return fd
 
 
 def _prepare(config: Config, tag: str) -> Parts:
@@ -255,12 +246,16 @@ async def open_memory_limits(config: Config, tag: str) -> AsyncIterator[MemoryLi
 
 
 @asynccontextmanager
-async def open_local_provider(config: Config, tag: str) -> AsyncIterator[LocalProvider]:
+async def open_local_provider(config: Config, tag: str, state_dir: Path) -> AsyncIterator[LocalProvider]:
     """Find the toolchain and the sandbox, and try them. What is wrong stands in `problem` and `notes` afterwards.
 
-    `tag` names the processes of this daemon (`session_tag`); what an earlier one left behind is ended. Sessions
-    belong to who starts them, and must be closed before.
+    `tag` names the processes of this daemon (`session_tag`); what an earlier one left behind is ended. What is built
+    is kept below `state_dir`, unless the configuration names another place. Sessions belong to who starts them, and
+    must be closed before.
     """
     parts = await trio.to_thread.run_sync(_prepare, config, tag)
-    async with open_memory_limits(config, tag) as memory_limits:
-        yield LocalProvider(config, parts, memory_limits, tag=tag)
+    async with (
+        open_memory_limits(config, tag) as memory_limits,
+        open_builds(config.build, parts, memory_limits, state_dir, tag=tag) as builds,
+    ):
+        yield LocalProvider(config, parts, memory_limits, builds, tag=tag)

@@ -33,8 +33,9 @@ class SampledMemory:
     `kill` ends the session, whose processes are `pid` and those below it.
     """
 
-    def __init__(self, sampler: MemorySampler, pid: int, kill: Callable[[], None]) -> None:
+    def __init__(self, sampler: MemorySampler, pid: int, kill: Callable[[], None], limit_bytes: int) -> None:
         self.pid = pid
+        self.limit_bytes = limit_bytes
         self.kill = kill
         self.exceeded = False
         self.seen_bytes = 0
@@ -59,7 +60,8 @@ class SampledMemory:
 
 
 class MemorySampler:
-    """Looks at all sessions that run something, in one task, and kills those that take more than `limit_bytes`.
+    """Looks at all sessions that run something, in one task, and kills those that take more than they may:
+    `limit_bytes`, unless it is said otherwise.
 
     Implements `loopaid.providers.local.memory.MemoryLimits`. `detail` says why there is nothing better.
     """
@@ -75,8 +77,10 @@ class MemorySampler:
     def __repr__(self) -> str:
         return f"<MemorySampler of {len(self._running)} sessions>"
 
-    async def confine(self, session_id: str, pid: int, kill: Callable[[], None]) -> SampledMemory:
-        return SampledMemory(self, pid, kill)
+    async def confine(
+        self, session_id: str, pid: int, kill: Callable[[], None], memory_bytes: int | None = None
+    ) -> SampledMemory:
+        return SampledMemory(self, pid, kill, memory_bytes or self._limit)
 
     def watch(self, memory: SampledMemory) -> None:
         if not self._running:
@@ -96,14 +100,14 @@ class MemorySampler:
             await trio.sleep(period)
             period = PERIOD_S
             for memory in list(self._running):
-                if await self._look(memory) > self._limit // 2:
+                if await self._look(memory) > memory.limit_bytes // 2:
                     period = ALERT_PERIOD_S
 
     async def _look(self, memory: SampledMemory) -> int:
         """Return what it seems to take, in bytes, and kill it when that is too much."""
         pids = list(_tree(memory.pid))
         taken = sum(map(_resident, pids))
-        if taken > self._limit:
+        if taken > memory.limit_bytes:
             if trio.current_time() < memory.next_proper_look:
                 return taken
             began = trio.current_time()
@@ -111,7 +115,7 @@ class MemorySampler:
             now = trio.current_time()
             memory.next_proper_look = now + (now - began) * PROPER_LOOK_SHARE
         memory.seen_bytes = max(memory.seen_bytes, taken)
-        if taken > self._limit and memory in self._running:
+        if taken > memory.limit_bytes and memory in self._running:
             memory.exceeded = True
             memory.kill()
         return taken

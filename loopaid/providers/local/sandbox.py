@@ -99,7 +99,7 @@ def build_argv(
     `seccomp_fd` is read to its end by bubblewrap and must be in Popen's `pass_fds`, with whatever the command
     itself inherits; bubblewrap passes every other fd through. It waits, and has not done anything, as long as
     somebody holds the other end of the pipe `gate_fd`. `files` are (fd, path inside): read to its end too, and shown
-    as a read-only file, wherever and whosever the original is. For kind `none` it is the command alone.
+    as a read-only file, executable, wherever and whosever the original is. For kind `none` it is the command alone.
     """
     if spec.kind == "none":
         return list(command)
@@ -113,7 +113,7 @@ def build_argv(
     for target, path in spec.symlinks:
         argv += ["--symlink", target, path]
     for fd, path in files:
-        argv += ["--perms", "0444", "--ro-bind-data", str(fd), path]
+        argv += ["--perms", "0555", "--ro-bind-data", str(fd), path]
     argv += _DEV
     argv += ["--proc", "/proc", "--remount-ro", "/proc"]
     argv += ["--remount-ro", "/", "--chdir", WORKDIR]

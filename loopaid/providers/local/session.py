@@ -21,6 +21,7 @@ import trio
 from loopaid.errors import ProtocolViolation
 from loopaid.model import Isolation, ItemStatus, ProgramError
 from loopaid.providers.base import Deliver, EndedBy, LoadFailed, Program, SessionEnded, Window, WindowEnd
+from loopaid.providers.local.builds import BuildFailed, BuiltProgram
 from loopaid.providers.local.languages import Runtime
 from loopaid.providers.local.memory import MemoryLimits
 from loopaid.providers.local.process import END_DEADLINE_S, KILL_GRACE_S, SandboxProcess
@@ -85,8 +86,11 @@ class LocalSession:
         *,
         row_bytes_max: int,
         sandbox: str,
+        built: BuiltProgram | None = None,
     ) -> None:
         self.id = session_id
+        self._built = built
+        self._building: trio.CancelScope | None = None
         self.language = runtime.language
         self._runtime = runtime
         self.sandbox = sandbox
@@ -136,6 +140,9 @@ class LocalSession:
 
     async def load(self, program: Program, *, timeout_s: float) -> None:
         self._apart = program.isolation is Isolation.ITEM
+        if self._built is not None:
+            await self._build(self._built, program)
+            program = msgspec.structs.replace(program, source="")
         parent = self._runtime.parent if self._apart else ()
         frame = encode_load(program, self._from_rows.row_bytes_max, parent)
         with self._in_use():
@@ -156,6 +163,17 @@ class LocalSession:
             await self._violation(str(error), done=0)
         raise LoadFailed(ProgramError(failure.type, failure.message, failure.traceback), failure.stdout, failure.stderr)
 
+    async def _build(self, built: BuiltProgram, program: Program) -> None:
+        """That takes as long as it takes. Whoever wants our end before waits no longer for it."""
+        with trio.CancelScope() as self._building:
+            try:
+                await built.put(program)
+            except BuildFailed as error:
+                self.kill()
+                raise SessionEnded(EndedBy.OUTSIDE, reason=str(error)) from None
+        if self._building.cancelled_caught:
+            raise SessionEnded(EndedBy.US, reason="closed")
+
     def request_stop(self) -> None:
         if self._writing:
             self._stop_wanted = True  # behind the frame, not in its middle
@@ -165,6 +183,8 @@ class LocalSession:
     def kill(self) -> None:
         self._killed = True
         self._process.kill()
+        if self._building is not None:
+            self._building.cancel()
 
     async def wait_gone(self) -> tuple[EndedBy, str]:
         await self._process.wait()
@@ -186,6 +206,8 @@ class LocalSession:
             self._epoll.close()
             self._pipes.close()
             await self._process.aclose()
+            if self._built is not None:
+                self._built.close()
 
     # --- windows
 
