@@ -207,8 +207,26 @@ class LatencySummary(msgspec.Struct, frozen=True):
     max: float = 0.0
 
 
+class ServerStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """How it goes with a server far away. `breaker`: `closed` while it works, `open` while nobody may try again for
+    `retry_in_s`, because of `reason`, `half_open` while one try decides. Of `connections_made`, `reconnects` took the
+    place of lost ones; `retries` are tries behind a failed one."""
+
+    url: str
+    breaker: str = "closed"
+    reason: str = ""
+    retry_in_s: float = 0.0
+    connections: int = 0
+    connections_made: int = 0
+    reconnects: int = 0
+    retries: int = 0
+
+
 class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """One consistent view of the sessions of a language: starting + spares + idle + active + stopping == total."""
+    """One consistent view of the sessions of a language: starting + spares + idle + active + stopping == total.
+
+    `server` is there where the sessions are on one; the pools of several languages share it.
+    """
 
     language: str
     size_max: int
@@ -226,6 +244,7 @@ class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
     destroyed: dict[str, int] = {}
     hits: dict[str, int] = {}
     lease_wait_s: float = 0.0
+    server: ServerStatistics | None = None
 
 
 class BatchSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
+import msgspec
 import trio
 
 from loopaid.actors.supervise import supervise
@@ -158,7 +159,9 @@ class Pools:
     # --- everybody else
 
     def statistics(self, pool: str) -> PoolStatistics:
-        return self._scheduler.statistics(pool, trio.current_time())
+        statistics = self._scheduler.statistics(pool, trio.current_time())
+        server = self.provider(pool).server
+        return statistics if server is None else msgspec.structs.replace(statistics, server=server)
 
     def start_cost_s(self, pool: str) -> float:
         return self._scheduler.start_cost_s(pool)

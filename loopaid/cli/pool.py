@@ -9,7 +9,7 @@ from loopaid.cli import options as shared
 from loopaid.cli.objects import JsonObject
 from loopaid.cli.render import print_list, print_object
 from loopaid.cli.settings import Settings, Verbs, pass_settings
-from loopaid.model import PoolStatistics
+from loopaid.model import PoolStatistics, ServerStatistics
 
 _COLUMNS = "language total size_max active idle spares starting stopping available_slots created reused"
 
@@ -38,7 +38,19 @@ def stats(settings: Settings) -> None:
     """
     with settings.client() as client:
         pools = client.list_pools()
-    print_list(settings, [_object(each) for each in pools], _COLUMNS, "language")
+    columns, shown = _COLUMNS, [_object(each) for each in pools]
+    if any(each.server for each in pools):
+        columns += " server"
+        shown = [{**_object(each), "server": _sentence(each.server)} for each in pools]
+    print_list(settings, [_object(each) for each in pools], columns, "language", shown)
+
+
+def _sentence(server: ServerStatistics | None) -> str:
+    if server is None:
+        return ""
+    if server.breaker == "closed":
+        return f"{server.connections} connections, {server.reconnects} reconnects, {server.retries} retries"
+    return f"{server.breaker.replace('_', ' ')}, again in {server.retry_in_s:.0f} s: {server.reason}"
 
 
 @pool.command()
@@ -74,4 +86,5 @@ def drain(settings: Settings, language: str | None) -> None:
 
 
 def _object(pool: PoolStatistics) -> JsonObject:
-    return msgspec.structs.asdict(pool)
+    described: JsonObject = msgspec.to_builtins(pool)
+    return described

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from loopaid.config import Config
 from loopaid.model import Check, CheckState
+from loopaid.providers.codebeaker.checks import check_codebeaker
 from loopaid.providers.local.checks import check_local_provider
 
 
 async def run_checks(config: Config, state_dir: Path) -> list[Check]:
-    """Every check, in the order in which to mend what fails. Takes some 0.3 s; a running daemon is not disturbed."""
-    return [check_state_dir(state_dir, config.log.reserve_bytes), *await check_local_provider(config, state_dir)]
+    """Every check, in the order in which to mend what fails. Takes some 0.3 s, and what a server far away takes; a
+    running daemon is not disturbed."""
+    here = [check_state_dir(state_dir, config.log.reserve_bytes), *await check_local_provider(config, state_dir)]
+    return [*here, *await check_codebeaker(config)]
 
 
 def check_state_dir(state_dir: Path, reserve_bytes: int) -> Check:

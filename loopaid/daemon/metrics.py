@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import loopaid
+from loopaid.core.breaker import BreakerState
 from loopaid.core.latency import LatencyHistogram
 from loopaid.core.tally import Tally
 from loopaid.daemon.app import Daemon
@@ -58,6 +59,7 @@ def metrics_of(daemon: Daemon, listener: Listener) -> Iterator[Metric]:
     yield from _of_items(daemon.tally)
     yield from _of_batches(daemon)
     yield from _of_sessions(daemon)
+    yield from _of_servers(daemon)
     yield from _of_journal(daemon)
     yield Metric("connections", "gauge", "Clients that are connected.", [Sample(listener.connections)])
     yield Metric(
@@ -138,6 +140,25 @@ def _of_sessions(daemon: Daemon) -> Iterator[Metric]:
         yield Metric(name, "counter", what, samples)
     waited = [Sample(pool.lease_wait_s, source) for source, pool in pools]
     yield Metric("lease_wait_seconds_total", "counter", "What batches without a session waited for one.", waited)
+
+
+def _of_servers(daemon: Daemon) -> Iterator[Metric]:
+    servers = [({"provider": name}, each.server) for name, each in daemon.providers.items() if each.server is not None]
+    open_now = [Sample(server.connections, labels) for labels, server in servers]
+    yield Metric("server_connections", "gauge", "Connections to the server of a provider.", open_now)
+    for name, what in (
+        ("connections_made", "Connections to the server that came about."),
+        ("reconnects", "Connections to the server that took the place of lost ones."),
+        ("retries", "Tries to connect to the server behind one that failed."),
+    ):
+        samples = [Sample(getattr(server, name), labels) for labels, server in servers]
+        yield Metric(f"server_{name}_total", "counter", what, samples)
+    states = [
+        Sample(int(server.breaker == state), {**labels, "state": state})
+        for labels, server in servers
+        for state in BreakerState
+    ]
+    yield Metric("server_breaker", "gauge", "1 for the state of the circuit breaker: open while it is down.", states)
 
 
 def _source_of(pool: str) -> Labels:

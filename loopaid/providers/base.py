@@ -16,7 +16,7 @@ import msgspec
 
 from loopaid.config import LimitsSection
 from loopaid.errors import ErrorInfo
-from loopaid.model import Isolation, ItemStatus, Language, ProgramError, Shape
+from loopaid.model import Isolation, ItemStatus, Language, ProgramError, ServerStatistics, Shape
 from loopaid.wire.rows import Extra, Row
 
 
@@ -174,6 +174,9 @@ class Provider(Protocol):
     def window_cost_s(self) -> float: ...
     @property
     def notes(self) -> Sequence[str]: ...
+    @property
+    def server(self) -> ServerStatistics | None:
+        """How it goes with the server that the sessions are on; None when there is none."""
 
     async def start(self, language: Language, session_id: str) -> Session:
         """Start an environment. Raises StartFailed."""

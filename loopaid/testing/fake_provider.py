@@ -78,6 +78,7 @@ class FakeProvider:
     notes: Sequence[str] = ()
     window_s = TARGET_S
     window_cost_s = 0.0
+    server = None
 
     def __init__(self, *, start_ms: float = 10.0) -> None:
         self.start_ms = start_ms

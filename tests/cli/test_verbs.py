@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 
 from loopaid.cli.main import loopai as tool
 from loopaid.cli.settings import LateVerbs
-from loopaid.model import BatchState, Language, Shape
+from loopaid.model import BatchState, Language, ServerStatistics, Shape
 from loopaid.wire.messages import CancelRequested
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
@@ -246,3 +247,27 @@ def test_global_options_work_before_between_and_after_the_verbs(loopai: Run, cli
     loopai("task", "--socket", "/b", "list")
     loopai("task", "list", "--socket", "/c")
     assert [call for call in client.calls if call[0] == "open"] == [("open", "/a"), ("open", "/b"), ("open", "/c")]
+
+
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [
+        (ServerStatistics(url="ws://s", connections=3, reconnects=1), "3 connections, 1 reconnects, 0 retries"),
+        (
+            ServerStatistics(url="ws://s", breaker="open", reason="nobody there", retry_in_s=4.2),
+            "open, again in 4 s: nobody there",
+        ),
+        (ServerStatistics(url="ws://s", breaker="half_open", reason="refused"), "half open, again in 0 s: refused"),
+    ],
+)
+def test_pools_on_a_server_say_how_that_does(
+    loopai: Run, client: Any, monkeypatch: pytest.MonkeyPatch, server: ServerStatistics, said: str
+) -> None:
+    (pool,) = client.list_pools()
+    far = msgspec.structs.replace(pool, language="codebeaker-python", server=server)
+    monkeypatch.setattr(client, "list_pools", lambda: [pool, far])
+    head, here, there = loopai("pool", "stats", "--output", "table").stdout.splitlines()
+    assert head.split()[-1] == "server"
+    assert here.split()[0] == "python" and said not in here
+    assert there.rstrip().endswith(said)
+    assert loopai("pool", "stats").json[1]["server"]["breaker"] == server.breaker

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
 from loopaid import __version__
 from loopaid.client import Client, open_client
+from loopaid.config import Config
 from loopaid.daemon import metrics
+from loopaid.daemon.app import open_daemon
+from loopaid.daemon.server import open_listener
 from loopaid.errors import LoopaidError
+from loopaid.testing.codebeaker_double import CodeBeakerDouble, open_codebeaker_double
 from loopaid.testing.prometheus import Series, parse
 
 pytestmark = pytest.mark.slow
@@ -26,6 +31,10 @@ HALF = "def main(n):\n    if n % 2:\n        raise ValueError(n)\n    return n\n
 SLOW = "import time\n\ndef main(n):\n    time.sleep(30)\n"
 LOCAL = {"language": "python", "provider": "local"}
 TASK = "a-task-with-a-name"
+OF_A_SERVER = {
+    f"loopaid_server_{name}"
+    for name in ("connections", "connections_made_total", "reconnects_total", "retries_total", "breaker")
+}
 
 
 class Seen:
@@ -113,9 +122,67 @@ async def test_each_metric_moves(
     assert seen.values("log_unhealthy") == [0, 0, 0, 1]
     assert seen.values("build_info", python=metrics.platform.python_version(), version=__version__) == [1] * 4
     assert seen.values("start_time_seconds") == [inside.daemon.started_at] * 4
-    assert set(seen.all[0]) - seen.that_moved == {"loopaid_start_time_seconds", "loopaid_build_info"}
+    assert set(seen.all[0]) - seen.that_moved == {"loopaid_start_time_seconds", "loopaid_build_info"} | OF_A_SERVER
     for text in seen.texts:
         assert TASK not in text and "slow" not in text and "uid" not in text
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[CodeBeakerDouble]:
+    async with open_codebeaker_double() as double:
+        yield double
+
+
+@pytest.fixture
+def far_config(config: Config, double: CodeBeakerDouble) -> Config:
+    runtimes = msgspec.structs.replace(config.codebeaker.runtime_mapping, python="Python")
+    section = msgspec.structs.replace(
+        config.codebeaker, url=double.url, connect_timeout_s=0.5, runtime_mapping=runtimes
+    )
+    return msgspec.structs.replace(config, codebeaker=section)
+
+
+async def test_each_metric_of_a_server_moves_and_pool_statistics_tell_the_same(
+    far_config: Config, double: CodeBeakerDouble, tmp_path: Path, socket_path: Path
+) -> None:
+    async with (
+        open_daemon(far_config, tmp_path / "state") as daemon,
+        open_listener(daemon, socket_path),
+        open_client(socket_path) as client,
+    ):
+        seen = Seen(client)
+        await client.put_task("t")
+        await client.push_artifact("t", HALF)
+        await seen.look()
+        await client.exec("t", 2, provider="codebeaker")
+        await seen.look()
+        double.restart()
+        await client.exec("t", 2, provider="codebeaker")
+        await seen.look()
+        double.faults.accept_nothing = True
+        double.restart()
+        while (server := daemon.providers["codebeaker"].server) and (server.connections or not server.retries):
+            await wait_all_tasks_blocked(0.001)  # who closes the lost sessions tries to connect
+        with pytest.raises(LoopaidError):
+            await client.exec("t", 2, provider="codebeaker")
+        await seen.look()
+        (pool,) = [each for each in await client.list_pools() if each.server is not None]
+    far = {"provider": "codebeaker"}
+    made, reconnects = (seen.values(f"server_{name}_total", **far) for name in ("connections_made", "reconnects"))
+    assert seen.values("server_connections", **far)[0] == seen.values("server_connections", **far)[3] == 0
+    assert seen.values("server_connections", **far)[1] >= 1
+    assert made[0] == 0 < made[1] < made[2] == made[3]
+    assert reconnects[0] == reconnects[1] == 0 < reconnects[2] == reconnects[3]
+    assert seen.values("server_retries_total", **far)[:3] == [0, 0, 0]
+    assert seen.values("server_retries_total", **far)[3] >= 1
+    assert seen.values("server_breaker", **far, state="closed") == [1, 1, 1, 0]
+    assert seen.values("server_breaker", **far, state="open") == [0, 0, 0, 1]
+    assert seen.that_moved >= OF_A_SERVER
+    assert pool.language == "codebeaker-python"
+    assert (pool.server.url, pool.server.breaker, pool.server.connections) == (double.url, "open", 0)
+    assert (pool.server.connections_made, pool.server.reconnects) == (made[3], reconnects[3])
+    assert pool.server.retries >= 1 and pool.server.retry_in_s > 0
+    assert "closed the connection" in pool.server.reason
 
 
 async def test_a_new_daemon_counts_from_zero_and_not_what_is_in_its_log(open_served: Any, socket_path: Path) -> None:

@@ -15,10 +15,10 @@ import trio
 import trustme
 
 from loopaid.config import Config, load_config
-from loopaid.core.breaker import BreakerState
 from loopaid.errors import ErrorCode
-from loopaid.model import STATUSES, Isolation, Language, Shape
+from loopaid.model import STATUSES, CheckState, Isolation, Language, Shape
 from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, StartFailed, Window, WindowEnd
+from loopaid.providers.codebeaker.checks import check_codebeaker
 from loopaid.providers.codebeaker.provider import CodeBeakerProvider, open_codebeaker_provider
 from loopaid.providers.codebeaker.session import CodeBeakerSession
 from loopaid.testing.codebeaker_double import CodeBeakerDouble, Fault, FaultKind, open_codebeaker_double
@@ -502,7 +502,7 @@ async def test_a_refused_upgrade_is_unavailable_until_it_is_granted(double: Code
             await provider.look()
             await trio.sleep(0.02)
         assert (await ran(await session_of(provider), [1]))[0].outputs == [1]
-        assert provider.server.breaker.state is BreakerState.CLOSED
+        assert provider.server.breaker == "closed"
 
 
 @pytest.mark.parametrize(
@@ -547,7 +547,7 @@ async def test_the_token_comes_from_its_file_and_is_shown_nowhere(
     file.write_text("s3cret-t0ken\n")
     async with provider_for(double, codebeaker__token_file=str(file)) as provider:
         assert (await ran(await session_of(provider), [1]))[0].outputs == [1]
-        assert "s3cret" not in repr(provider) + repr(provider.server.endpoint) + str(provider.notes)
+        assert "s3cret" not in repr(provider) + repr(provider._server.endpoint) + str(provider.notes)
     async with provider_for(double, codebeaker__connect_timeout_s=0.2) as provider:
         await provider.look()
         assert "HTTP 401" in str(provider.problem(Language.PYTHON))
@@ -592,3 +592,116 @@ async def test_over_tls_the_certificate_is_verified(
     ):
         await provider.look()
         assert "CERTIFICATE_VERIFY_FAILED" in str(provider.problem(Language.PYTHON))
+
+
+# What doctor says ------------------------------------------------------------------------------------------------
+
+
+async def checked(config: Config) -> dict[str, tuple[str, str, str]]:
+    with trio.fail_after(5):
+        return {check.check: (check.state, check.detail, check.fix) for check in await check_codebeaker(config, {})}
+
+
+async def test_nothing_is_checked_that_nobody_configured(double: CodeBeakerDouble) -> None:
+    assert await check_codebeaker(Config(), {}) == []
+    assert double.upgrades == 0
+
+
+async def test_a_server_that_works_is_told_with_its_protocol_and_every_language(double: CodeBeakerDouble) -> None:
+    checks = await checked(config_for(double))
+    assert list(checks) == ["codebeaker", "codebeaker_python"]
+    assert checks["codebeaker"] == ("ok", f"{double.url} answers, protocol 0.2.0, and is healthy", "")
+    assert checks["codebeaker_python"][0] == "ok"
+    assert "on Python, says hello after" in checks["codebeaker_python"][1]
+    assert double.sessions.sessions == []
+
+
+async def test_each_trouble_is_told_apart_with_its_fix(
+    double: CodeBeakerDouble, certificates: Certificates, tmp_path: Path
+) -> None:
+    url = f"127.0.0.1:{double.port}/ws/jsonrpc"
+
+    async def said(fix: str, **settings: Any) -> str:
+        config = config_for(double, codebeaker__connect_timeout_s=0.5, **settings)
+        (check,) = (await checked(config)).values()
+        assert check[0] == CheckState.WARN
+        assert fix in check[2]
+        return check[1]
+
+    assert "TLS failed" in await said("or ws:// in", codebeaker__url=f"wss://{url}")
+    context, _ = certificates("127.0.0.1")
+    async with open_codebeaker_double(ssl_context=context) as secured:
+        assert "CERTIFICATE_VERIFY_FAILED" in await said("SSL_CERT_FILE", codebeaker__url=secured.url)
+        assert "does not speak HTTP" in await said("[codebeaker] url", codebeaker__url=secured.url.replace("wss", "ws"))
+    assert "connect" in await said("start the server", codebeaker__url="ws://127.0.0.1:1/ws/jsonrpc")
+    double.token = "right"
+    assert "HTTP 401" in await said("token_file")
+    wrong = tmp_path / "token"
+    wrong.write_text("wrong")
+    assert "HTTP 401" in await said("token_file", codebeaker__token_file=str(wrong))
+    double.token = ""
+    assert "cannot be read" in await said("daemon's user", codebeaker__token_file=str(tmp_path / "nowhere"))
+    double.faults.refuse_upgrade = True
+    assert "refused a WebSocket: HTTP 400" in await said("/ws/jsonrpc")
+    double.faults.refuse_upgrade = False
+    double.faults.mute = True
+    assert "no answer within 0.5 s" in await said("log")
+    double.faults.mute = False
+    double.faults.plan(Fault(FaultKind.GARBAGE, "initialize", text="<html>"))
+    assert "not a JSON-RPC message" in await said("url")
+
+
+async def test_a_server_that_says_nothing_at_all_is_given_up_in_time() -> None:
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listeners[0].socket.getsockname()[1]
+        environ = {
+            "LOOPAID_CODEBEAKER__URL": f"ws://127.0.0.1:{port}/ws/jsonrpc",
+            "LOOPAID_CODEBEAKER__CONNECT_TIMEOUT_S": "0.2",
+            "LOOPAID_EXECUTION__PROVIDER": "codebeaker",
+        }
+        checks = await checked(load_config(None, environ, system_file=Path("/no/such/file")).config)
+        await listeners[0].aclose()
+        nursery.cancel_scope.cancel()
+    assert checks["codebeaker"][:2] == ("fail", f"ws://127.0.0.1:{port}/ws/jsonrpc: no answer within 0.2 s")
+
+
+async def test_a_language_that_does_not_run_there_is_a_check_of_its_own(double: CodeBeakerDouble) -> None:
+    double.sessions.available.discard("Python")
+    config = config_for(double, execution__provider="codebeaker")
+    checks = await checked(config)
+    assert checks["codebeaker"][0] == "ok"
+    state, detail, fix = checks["codebeaker_python"]
+    assert (state, "Runtime Python not available for python" in detail) == ("fail", True)
+    assert "[codebeaker.runtime_mapping] python" in fix
+    double.sessions.available.add("Python")
+    double.faults.create_s = 30
+    checks = await checked(config_for(double, codebeaker__connect_timeout_s=0.3))
+    assert "did not say hello within 0.3 s" in checks["codebeaker_python"][1]
+
+
+# What is counted -------------------------------------------------------------------------------------------------
+
+
+async def test_connections_are_counted_with_those_that_were_lost_and_replaced(double: CodeBeakerDouble) -> None:
+    async with provider_for(double, codebeaker__connect_timeout_s=0.5) as provider:
+        first = await session_of(provider)
+        other = await session_of(provider, name="s-2")
+        before = provider.server
+        assert (before.connections, before.connections_made, before.reconnects, before.retries) == (2, 2, 0, 0)
+        await other.aclose()
+        assert provider.server.connections == 1
+        double.cut_connections()
+        await first.wait_gone()
+        assert provider.server.connections == 0
+        again = await session_of(provider, name="s-3")
+        after = provider.server
+        assert (after.connections, after.connections_made, after.reconnects, after.retries) == (1, 3, 1, 0)
+        double.faults.accept_nothing = True
+        with pytest.raises(StartFailed):
+            await provider.start(Language.PYTHON, "s-4")
+        down = provider.server
+        assert (down.breaker, down.connections, down.retries > 0, down.retry_in_s > 0) == ("open", 1, True, True)
+        assert down.reason
+        double.faults.accept_nothing = False
+        await again.aclose()

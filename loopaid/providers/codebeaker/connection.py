@@ -17,7 +17,7 @@ import trio
 import trio_websocket
 
 from loopaid.errors import ConnectionLost, ProtocolViolation
-from loopaid.providers.codebeaker.endpoint import ConnectFailed, Endpoint, RpcFailed
+from loopaid.providers.codebeaker.endpoint import CLOSED, ConnectFailed, ConnectTrouble, Endpoint, RpcFailed
 from loopaid.wire.jsonrpc import Failed, JsonRpcClient, Notified, Succeeded
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,39 @@ RECEIVE_BYTES: Final = 256 << 10
 CLOSE_WAIT_S: Final = 1.0
 
 
+class _Stream(trio.abc.Stream):
+    """Tells of its end, too: the library would wait for ever for the rest of a handshake."""
+
+    def __init__(self, stream: trio.abc.Stream, on_end: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_end = on_end
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data: bytes | bytearray = b""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        finally:
+            if not data:
+                self._on_end()
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 class RpcConnection:
-    """Made by `connect`. `broken` says why it is of no use any more; None while it works."""
+    """Made by `connect`. `broken` says why it is of no use any more; None while it works. `on_broken` is told, once."""
 
     def __init__(self, stream: trio.abc.Stream, endpoint: Endpoint) -> None:
         self.broken: str | None = None
-        self._stream = stream
+        self.on_broken: Callable[[str], None] = lambda reason: None
+        self._stream = _Stream(stream, self._on_end)
         self._endpoint = endpoint
         self._rpc = JsonRpcClient()
         self._scope = trio.CancelScope()
@@ -48,20 +75,20 @@ class RpcConnection:
 
     async def run(self, on_open: Callable[[], None]) -> None:
         """Shake hands, then read until the end. Raises ConnectFailed before `on_open` was called, and nothing after."""
-        reason = "closed"
+        failure = ConnectFailed(CLOSED)
         try:
             with self._scope:
-                reason = await self._converse(on_open)
+                failure = ConnectFailed(await self._converse(on_open))
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio_websocket.HandshakeError) as group:
-            reason = _first_words(group)
+            failure = _translated(group)
         finally:
-            self._break(reason)
+            self._break(str(failure))
             try:
                 await trio.aclose_forcefully(self._stream)
             finally:
                 self._ended.set()
         if self._socket is None:
-            raise ConnectFailed(self.broken)
+            raise ConnectFailed(self.broken, failure.trouble)
 
     async def call(self, method: str, params: object, *, timeout_s: float) -> msgspec.Raw:
         """Ask, and wait for the answer: its `result` as JSON. Raises RpcFailed, and ConnectionLost: whether the
@@ -97,12 +124,12 @@ class RpcConnection:
             self._closing = True
             with trio.move_on_after(CLOSE_WAIT_S):
                 await self._socket.aclose()
-        self.drop("closed")
+        self.drop(CLOSED)
         await self._ended.wait()
 
     async def wait_broken(self) -> str:
         await self._ended.wait()
-        return self.broken or "closed"
+        return self.broken or CLOSED
 
     async def _converse(self, on_open: Callable[[], None]) -> str:
         host, port = self._endpoint.address
@@ -132,7 +159,7 @@ class RpcConnection:
                 if isinstance(message, str):
                     self._take(message)
             except trio_websocket.ConnectionClosed as closed:
-                return f"the server closed the connection ({closed.reason})"
+                return CLOSED if self._closing else f"the server closed the connection ({closed.reason})"
             except ProtocolViolation as violation:
                 return str(violation)
 
@@ -145,16 +172,21 @@ class RpcConnection:
         if self._answer is not None:
             self._answered.set()
 
+    def _on_end(self) -> None:
+        if self._socket is None:
+            self.drop("it closed the connection before it granted a WebSocket")
+
     def _break(self, reason: str) -> None:
         if self.broken is None:
             self.broken = reason
+            self.on_broken(reason)
         self._answered.set()
 
 
 async def connect(nursery: trio.Nursery, endpoint: Endpoint, timeout_s: float) -> RpcConnection:
     """Open a connection, which lives in `nursery`. Raises ConnectFailed within `timeout_s`."""
     with trio.move_on_after(timeout_s):
-        stream = await _open_stream(endpoint)
+        stream = await open_stream(endpoint)
         try:
             connection = RpcConnection(stream, endpoint)
             await nursery.start(lambda task_status: connection.run(task_status.started))
@@ -162,10 +194,11 @@ async def connect(nursery: trio.Nursery, endpoint: Endpoint, timeout_s: float) -
             await trio.aclose_forcefully(stream)
             raise
         return connection
-    raise ConnectFailed(f"no answer within {timeout_s:g} s")
+    raise ConnectFailed(f"no answer within {timeout_s:g} s", ConnectTrouble.SILENT)
 
 
-async def _open_stream(endpoint: Endpoint) -> trio.abc.Stream:
+async def open_stream(endpoint: Endpoint) -> trio.abc.Stream:
+    """TCP, and TLS where the URL says so. Raises ConnectFailed."""
     host, port = endpoint.address
     try:
         tcp = await trio.open_tcp_stream(host, port)
@@ -179,17 +212,17 @@ async def _open_stream(endpoint: Endpoint) -> trio.abc.Stream:
         await tls.do_handshake()
     except trio.BrokenResourceError as error:
         await trio.aclose_forcefully(tcp)
-        raise ConnectFailed(f"TLS failed: {error.__cause__ or error}") from None
+        raise ConnectFailed(f"TLS failed: {error.__cause__ or error}", ConnectTrouble.TLS) from None
     except BaseException:
         await trio.aclose_forcefully(tcp)
         raise
     return tls
 
 
-def _first_words(group: BaseExceptionGroup[BaseException]) -> str:
+def _translated(group: BaseExceptionGroup[BaseException]) -> ConnectFailed:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, trio_websocket.ConnectionRejected):
-        return f"the server refused a WebSocket: HTTP {error.status_code}"
-    return str(error) or type(error).__name__
+        return ConnectFailed.by_status("a WebSocket", error.status_code)
+    return ConnectFailed(str(error) or type(error).__name__)

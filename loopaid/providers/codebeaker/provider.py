@@ -19,9 +19,9 @@ import trio
 
 from loopaid.config import CodeBeakerSection, Config, LimitsSection
 from loopaid.errors import ConfigError, ConnectionLost, ErrorCode, ErrorInfo
-from loopaid.model import Isolation, Language, Shape
+from loopaid.model import Isolation, Language, ServerStatistics, Shape
 from loopaid.providers.base import LoadFailed, Program, SessionEnded, StartFailed, Window
-from loopaid.providers.codebeaker.endpoint import ConnectFailed, Endpoint, RpcFailed
+from loopaid.providers.codebeaker.endpoint import CLOSED, ConnectFailed, Endpoint, RpcFailed
 from loopaid.providers.codebeaker.server import Server
 from loopaid.providers.codebeaker.session import CodeBeakerSession, Terms
 from loopaid.providers.codebeaker.windows import BUDGET_S, Settings
@@ -59,7 +59,7 @@ class CodeBeakerProvider:
     def __init__(self, config: Config, endpoint: Endpoint, nursery: trio.Nursery, *, reply_slack_s: float) -> None:
         section = config.codebeaker
         self._rlimits = {"DATA": section.memory_mb << 20, "FSIZE": config.sandbox.tmp_bytes, "CORE": 0}
-        self.server = Server(endpoint, nursery, connect_timeout_s=section.connect_timeout_s)
+        self._server = Server(endpoint, nursery, connect_timeout_s=section.connect_timeout_s)
         self.notes = _notes(section, endpoint)
         self._section = section
         self._terms = Terms(
@@ -74,7 +74,11 @@ class CodeBeakerProvider:
         self._cannot: dict[Language, tuple[str, float]] = {}
 
     def __repr__(self) -> str:
-        return f"<CodeBeakerProvider {self.server!r}>"
+        return f"<CodeBeakerProvider {self._server!r}>"
+
+    @property
+    def server(self) -> ServerStatistics:
+        return self._server.statistics()
 
     def use_limits(self, limits: LimitsSection) -> None:
         self._terms = msgspec.structs.replace(self._terms, settings=self._settings(limits))
@@ -88,11 +92,11 @@ class CodeBeakerProvider:
             )
         why, since = self._cannot.get(language, ("", 0.0))
         if why and trio.current_time() < since + MISCONFIGURED_S:
-            return ErrorInfo(code=ErrorCode.PROVIDER_UNAVAILABLE, message=f"{self.server.endpoint.url}: {why}")
-        if self.server.problem is not None:
-            retry_after_ms = int(self.server.retry_after_s * 1000)
+            return ErrorInfo(code=ErrorCode.PROVIDER_UNAVAILABLE, message=f"{self._server.endpoint.url}: {why}")
+        if self._server.problem is not None:
+            retry_after_ms = int(self._server.retry_after_s * 1000)
             return ErrorInfo(
-                code=ErrorCode.PROVIDER_UNAVAILABLE, message=self.server.problem, retry_after_ms=retry_after_ms
+                code=ErrorCode.PROVIDER_UNAVAILABLE, message=self._server.problem, retry_after_ms=retry_after_ms
             )
         return None
 
@@ -101,20 +105,20 @@ class CodeBeakerProvider:
 
     async def look(self) -> None:
         """Find out whether the server can be reached, so that `problem` tells. Takes connect_timeout_s at most."""
-        await self.server.look()
+        await self._server.look()
 
     async def start(self, language: Language, session_id: str) -> CodeBeakerSession:
         if language not in LANGUAGES:
             raise StartFailed(f"{language} cannot be sent to a CodeBeaker server")
         async with self._creating:
             try:
-                connection = await self.server.connect()
+                connection = await self._server.connect()
             except ConnectFailed as failure:
                 raise StartFailed(str(failure)) from None
             try:
                 session = await self._created(connection, language, session_id)
             except BaseException:
-                connection.drop("closed")
+                connection.drop(CLOSED)
                 raise
         if language not in self._versions:
             await self._greet(session)
@@ -147,7 +151,7 @@ class CodeBeakerProvider:
             session_id,
             created.session_id,
             connection,
-            self.server,
+            self._server,
             self._terms,
             language=language,
             remote_language=params.language,

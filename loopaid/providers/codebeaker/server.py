@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -11,7 +12,8 @@ import trio
 
 from loopaid.core.breaker import BreakerState, CircuitBreaker
 from loopaid.errors import ConnectionLost
-from loopaid.providers.codebeaker.endpoint import ConnectFailed, Endpoint, RpcFailed
+from loopaid.model import ServerStatistics
+from loopaid.providers.codebeaker.endpoint import CLOSED, ConnectFailed, Endpoint, RpcFailed
 from loopaid.wire.codebeaker import CloseSession, Initialized
 
 if TYPE_CHECKING:
@@ -29,9 +31,12 @@ class Server:
     def __init__(self, endpoint: Endpoint, nursery: trio.Nursery, *, connect_timeout_s: float) -> None:
         self.endpoint = endpoint
         self.breaker = CircuitBreaker()
-        self.retries = 0
-        self.connections_made = 0
         self.protocol_version = ""
+        self._retries = 0
+        self._made = 0
+        self._reconnects = 0
+        self._lost = 0  # connections that nothing has taken the place of
+        self._open: set[RpcConnection] = set()
         self._nursery = nursery
         self._connect_timeout_s = connect_timeout_s
         self._control: RpcConnection | None = None
@@ -52,10 +57,24 @@ class Server:
     def retry_after_s(self) -> float:
         return max(0.0, self.breaker.retry_at - trio.current_time())
 
+    def statistics(self) -> ServerStatistics:
+        breaker = self.breaker
+        return ServerStatistics(
+            url=self.endpoint.url,
+            breaker=breaker.state.value,
+            reason=breaker.reason,
+            retry_in_s=self.retry_after_s if breaker.state is BreakerState.OPEN else 0.0,
+            connections=len(self._open),
+            connections_made=self._made,
+            reconnects=self._reconnects,
+            retries=self._retries,
+        )
+
     async def connect(self) -> RpcConnection:
         """A new connection; tries again, after growing pauses, for as long as connecting may take. Raises
         ConnectFailed."""
         deadline = trio.current_time() + self._connect_timeout_s
+        failed = False
         while True:
             wait_s = self.breaker.wait_s(trio.current_time())
             if trio.current_time() + wait_s > deadline and self.breaker.state is BreakerState.OPEN:
@@ -65,10 +84,11 @@ class Server:
                 await tried.wait()
             if self.breaker.wait_s(trio.current_time()) > 0:
                 continue
+            self._retries += failed
             try:
                 return await self._try(max(0.1, deadline - trio.current_time()))
             except ConnectFailed as failure:
-                self.retries += 1
+                failed = True
                 log.debug("no connection to %s: %s", self.endpoint.url, failure)
 
     async def _try(self, timeout_s: float) -> RpcConnection:
@@ -82,12 +102,26 @@ class Server:
             raise
         else:
             self.breaker.on_success()
-            self.connections_made += 1
+            self._note(connection)
             return connection
         finally:
             self.breaker.on_given_up()
             self._tried.set()
             self._tried = trio.Event()
+
+    def _note(self, connection: RpcConnection) -> None:
+        self._made += 1
+        self._open.add(connection)
+        if self._lost:
+            self._lost -= 1
+            self._reconnects += 1
+        connection.on_broken = partial(self._forget, connection)
+        if connection.broken is not None:
+            self._forget(connection, connection.broken)
+
+    def _forget(self, connection: RpcConnection, reason: str) -> None:
+        self._open.discard(connection)
+        self._lost += reason != CLOSED
 
     async def look(self) -> None:
         """Find out how it is, unless that is known; `problem` tells afterwards."""

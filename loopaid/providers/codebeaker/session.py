@@ -23,7 +23,7 @@ from loopaid.errors import ConnectionLost, ProtocolViolation
 from loopaid.model import Isolation, ItemStatus, Language, ProgramError
 from loopaid.providers.base import Deliver, EndedBy, Program, SessionEnded, Window, WindowEnd
 from loopaid.providers.codebeaker.commands import NotStarted, Printed, run_command
-from loopaid.providers.codebeaker.endpoint import RpcFailed
+from loopaid.providers.codebeaker.endpoint import CLOSED, RpcFailed
 from loopaid.providers.codebeaker.server import Server
 from loopaid.providers.codebeaker.windows import BUDGET_S, Outcome, RemoteWindow, Settings
 from loopaid.providers.local.protocol import timeout_error
@@ -117,8 +117,8 @@ class CodeBeakerSession:
         """Nothing reaches a window that was sent; it is short."""
 
     def kill(self) -> None:
-        self._end(EndedBy.US, "closed")
-        self._connection.drop("closed")
+        self._end(EndedBy.US, CLOSED)
+        self._connection.drop(CLOSED)
 
     async def wait_gone(self) -> tuple[EndedBy, str]:
         async with trio.open_nursery() as nursery:
@@ -138,10 +138,10 @@ class CodeBeakerSession:
             return
         self._closed = True
         busy = self._in_use
-        self._end(EndedBy.US, "closed")
+        self._end(EndedBy.US, CLOSED)
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             if busy or self._connection.broken is not None:
-                self._connection.drop("closed")
+                self._connection.drop(CLOSED)
                 if not self._forgotten:
                     await self._server.close_session(self._remote_id)
             elif not self._forgotten:

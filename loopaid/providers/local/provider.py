@@ -48,6 +48,7 @@ class LocalProvider:
 
     window_s = TARGET_S
     window_cost_s = 0.0
+    server = None
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from loopaid.testing.codebeaker_double.websocket import (
     CLOSE,
     NORMAL_CLOSURE,
     TEXT,
+    BadRequest,
     HttpRequest,
     PeerGone,
     ServerWebSocket,
@@ -186,7 +187,11 @@ class CodeBeakerDouble:
                 nursery.cancel_scope.cancel()
 
     async def _serve_http(self, background: trio.Nursery, wire: Wire) -> None:
-        request = await wire.http_request()
+        try:
+            request = await wire.http_request()
+        except BadRequest:
+            await wire.send(http_response("400 Bad Request"))
+            return
         refusal = self._refusal(request)
         if refusal is not None:
             await wire.send(refusal)

@@ -30,6 +30,10 @@ class PeerGone(Exception):
     """The connection ended without a close frame, or what comes is not a WebSocket's."""
 
 
+class BadRequest(Exception):
+    """What comes is not HTTP."""
+
+
 class Piece(NamedTuple):
     """Part of a message, or a close frame. `end`: the message ends with it."""
 
@@ -95,8 +99,10 @@ class Wire:
         return data
 
     async def http_request(self) -> HttpRequest:
-        """The head of a request; a body is none of the server's business."""
+        """The head of a request; a body is none of the server's business. Raises PeerGone, and BadRequest."""
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            if self._buffer and not self._buffer[:1].isalpha():
+                raise BadRequest
             if len(self._buffer) > HEAD_BYTES_MAX:
                 raise PeerGone
             await self._more()
