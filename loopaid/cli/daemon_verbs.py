@@ -14,6 +14,7 @@ from loopaid.cli.exit_codes import ExitCode
 from loopaid.cli.objects import JsonObject, log_object
 from loopaid.cli.render import print_object
 from loopaid.cli.settings import Settings, Verb, Verbs, pass_settings
+from loopaid.cli.views import log_view
 from loopaid.errors import DaemonUnreachable
 
 SCENARIOS: Final = (
@@ -67,7 +68,7 @@ def info(settings: Settings) -> None:
     """
     with settings.client() as client:
         described = client.log_info()
-    print_object(settings, log_object(described), described.directory)
+    print_object(settings, log_object(described), described.directory, log_view(described))
 
 
 @log.command()

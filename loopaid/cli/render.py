@@ -15,6 +15,7 @@ from loopaid.cli.objects import JsonObject
 from loopaid.cli.settings import Settings
 
 _encode: Final = msgspec.json.Encoder().encode
+_SMALLEST: Final = 0.001
 _PIPE_WIDTH: Final = 200
 """Columns of a table that nobody's terminal limits."""
 
@@ -68,8 +69,9 @@ def printable(text: str) -> str:
 
 
 def decimal(value: float) -> str:
-    """At most three places, and never an exponent."""
-    return f"{value:.3f}".rstrip("0").rstrip(".")
+    """At most three places, six for what is below that, and never an exponent."""
+    places = 3 if abs(value) >= _SMALLEST else 6
+    return f"{value:.{places}f}".rstrip("0").rstrip(".")
 
 
 def _flat(described: JsonObject, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -117,7 +119,7 @@ def _style(column: str, value: object) -> str:
 
 def _cell(value: Any, indent: int = 0) -> str:
     match value:
-        case None:
+        case None | "":
             return "-"
         case bool():
             return "yes" if value else "no"

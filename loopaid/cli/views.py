@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from loopaid.cli.objects import JsonObject, iso_time
 from loopaid.cli.render import decimal
 from loopaid.model import BatchSummary, LatencySummary
-from loopaid.wire.messages import BatchPlan, DaemonStatus, RecordStats
+from loopaid.wire.messages import BatchPlan, DaemonStatus, LogInfo, RecordStats
 
 if TYPE_CHECKING:
     from loopaid.client.results import Result
@@ -80,7 +80,8 @@ def stats_view(stats: RecordStats) -> JsonObject:
     for each in stats.tasks:
         name = f"{each.uid}:{each.task}" if several else each.task
         latency = f"; avg {decimal(each.latency_avg_ms)} ms" if each.ran else ""
-        view[f"task {name}"] = f"{each.batches} batches: {counted(each.by_status) or 'no records'}{latency}"
+        batches = f"{each.batches} batch{'es' if each.batches != 1 else ''}"
+        view[f"task {name}"] = f"{batches}: {counted(each.by_status) or 'no records'}{latency}"
     return {key: value for key, value in view.items() if value != ""}
 
 
@@ -93,6 +94,21 @@ def plan_view(plan: BatchPlan) -> JsonObject:
         "options": f"isolation {options.isolation}, concurrency {options.max_concurrency}, "
         f"timeout {options.timeout_ms} ms, priority {options.priority}, sampling rate {plan.sampling_rate:g}",
     }
+
+
+def log_view(log: LogInfo) -> JsonObject:
+    kept = f"{log.retention_bytes / 1e9:.1f} GB or {log.retention_days:g} days"
+    view = {
+        "directory": log.directory,
+        "health": f"{log.health}, {log.durability}, {log.free_bytes / 1e9:.1f} GB free",
+        "size": f"{log.bytes / 1e6:.1f} MB in {log.segments} segments, the oldest of {iso_time(log.oldest_at)}",
+        "holds": f"{log.records} records of {log.batches} batches, in {log.frames} frames",
+        "commits": f"{log.commits}, {decimal(log.commit_seconds / max(log.commits, 1) * 1000)} ms each",
+        "keeps": kept + (f", but batch {log.blocked_by} has not ended and keeps more" if log.blocked_by else ""),
+        "torn tails": str(log.torn_tails or ""),
+        "problem": log.index_problem,
+    }
+    return {key: value for key, value in view.items() if value}
 
 
 def status_view(answer: DaemonStatus) -> JsonObject:

@@ -47,7 +47,7 @@ def test_statistics_are_sentences_for_a_person(loopai: Run) -> None:
         "items     2",
         "records   2 ok",
         "per item  avg 1.5 ms, p50 0, p95 0, p99 0, max 0",
-        "task t    1 batches: 2 ok; avg 1.5 ms",
+        "task t    1 batch: 2 ok; avg 1.5 ms",
     ]
 
 

@@ -229,6 +229,17 @@ def test_cancel_of_a_batch_that_has_ended_says_so(loopai: Run, client: Any, monk
     assert loopai("batch", "cancel", "b1", "--output", "table").stdout == "batch  b17, done\n"
 
 
+def test_the_log_is_told_in_a_few_lines(loopai: Run) -> None:
+    assert loopai("log", "info", "--output", "table").stdout.splitlines() == [
+        "directory  /var/lib/loopaid/records",
+        "health     healthy, durable, 10.0 GB free",
+        "size       0.0 MB in 1 segments, the oldest of 2024-01-31T12:00:00.000000Z",
+        "holds      2 records of 1 batches, in 7 frames",
+        "commits    3, 3.333 ms each",
+        "keeps      0.0 GB or 0 days",
+    ]
+
+
 def test_verbose_shows_objects_within_objects_field_by_field(loopai: Run, client: Any) -> None:
     lines = loopai("status", "-v", "--output", "table").stdout.splitlines()
     fields = {key: value for key, _, value in (line.partition(" ") for line in lines)}

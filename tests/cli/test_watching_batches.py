@@ -154,7 +154,7 @@ def test_latencies_are_shown_without_an_exponent(loopai: Run, client: Any, monke
     latency = LatencySummary(avg=1e-05, min=0.0, p50=0.0329, p95=0.1, p99=30100.4, max=1200000.0)
     monkeypatch.setattr(client, "show_batch", lambda _: msgspec.structs.replace(summary, latency_ms=latency))
     shown = loopai("batch", "show", "b", "--output", "table").stdout.splitlines()
-    assert "per item   avg 0 ms, p50 0.033, p95 0.1, p99 30100.4, max 1200000" in shown
+    assert "per item   avg 0.00001 ms, p50 0.033, p95 0.1, p99 30100.4, max 1200000" in shown
 
 
 def test_wait_that_takes_too_long_exits_with_4(loopai: Run, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
