@@ -1,8 +1,8 @@
 """Programs that mean harm, or look as if they did: what becomes of each, and that nobody else notices.
 
-The table of them is programs.toml. Each case is followed by a benign item of another program on the same pool, which
-must be right; by a look at the daemon, which must be the same process and no larger than it should be; and by a look
-at all processes of the machine, among which nothing may be left of a session that is gone.
+The tables of them are programs.toml, of Python, and one for each other language. Each case is followed by a benign item
+of another program, which must be right; by a look at the daemon, which must be the same process and no larger than it
+should be; and by a look at all processes of the machine, among which nothing may be left of a session that is gone.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import trio
 
 from loopaid.client import BlockingClient, open_client
 from loopaid.client.results import Result
-from loopaid.model import Isolation
+from loopaid.model import Isolation, Language
 
 pytestmark = pytest.mark.slow
 
-TABLE = tomli.loads(Path(__file__).with_name("programs.toml").read_text())
 BENIGN = "def main(numbers):\n    return {'sum': sum(numbers)}\n"
 TIMEOUT_MS = 10_000
 """For programs that end by themselves."""
-KILL_WITHIN_MS = 250
+KILL_WITHIN_MS = {Isolation.SESSION: 250, Isolation.ITEM: 1000}
+"""Beyond its time. At isolation `item` the start of a process comes first."""
 SEED = 20_260
 AT_ONCE = 3
 
@@ -36,6 +36,8 @@ AT_ONCE = 3
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One row of the table, whose keys are explained at its top."""
 
+    language: Language
+    toolbox: str
     row: int
     name: str
     status: list[str]
@@ -55,7 +57,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         if self.repeat is not None:
             before, repeated, times, after = self.repeat
             return before + repeated * times + after
-        return TABLE["toolbox"] + self.source if self.forge else self.source
+        return self.toolbox + self.source if self.forge else self.source
 
     @property
     def options(self) -> dict[str, Any]:
@@ -78,7 +80,13 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             assert re.search(self.stdout, last.stdout), told
 
 
-CASES = msgspec.convert(TABLE["case"], list[Case])
+def read_table(path: Path) -> list[Case]:
+    table = tomli.loads(path.read_text())
+    shared = {"language": table["language"], "toolbox": table["toolbox"]}
+    return [msgspec.convert(shared | case, Case) for case in table["case"]]
+
+
+CASES = [case for path in sorted(Path(__file__).parent.glob("*.toml")) for case in read_table(path)]
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +98,15 @@ def client(target: Any) -> Iterator[BlockingClient]:
         yield client
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.row}: {case.name}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.language} {case.row}: {case.name}")
 def test_a_hostile_program_harms_nobody_else(case: Case, client: BlockingClient, target: Any) -> None:
     client.put_task("hostile")
-    client.push_artifact("hostile", case.program, shape=case.shape)
+    client.push_artifact("hostile", case.program, language=case.language, shape=case.shape)
     inputs = case.inputs if case.inputs is not None else [target.host]
     with client.run_batch("hostile", inputs, as_completed=False, **case.options) as batch:
         results = list(batch)
     case.check(results, target.secret)
-    assert all(result.latency_ms <= case.timeout_ms + KILL_WITHIN_MS for result in results)
+    assert all(result.latency_ms <= case.timeout_ms + KILL_WITHIN_MS[case.isolation] for result in results)
 
     assert client.exec("benign", [len(case.name), 1]).output == {"sum": len(case.name) + 1}
     status = client.status()
@@ -117,7 +125,7 @@ async def test_all_of_them_at_once_on_one_pool(target: Any, client: BlockingClie
         async def attack(task: str) -> None:
             await shared.put_task(task)
             for number, case in waiting:
-                await shared.push_artifact(task, case.program, shape=case.shape)
+                await shared.push_artifact(task, case.program, language=case.language, shape=case.shape)
                 inputs = case.inputs if case.inputs is not None else [target.host]
                 async with shared.run_batch(task, inputs, as_completed=False, **case.options) as batch:
                     results = [result async for result in batch]

@@ -68,10 +68,12 @@ Start = Callable[..., Awaitable[Driven]]
 async def start(provider: LocalProvider) -> AsyncIterator[Start]:
     sessions: list[LocalSession] = []
 
-    async def start(source: str = DOUBLE, shape: Shape = Shape.FUNCTION) -> Driven:
-        session = await provider.start(Language.PYTHON, f"s{len(sessions)}")
+    async def start(
+        source: str = DOUBLE, shape: Shape = Shape.FUNCTION, language: Language = Language.PYTHON
+    ) -> Driven:
+        session = await provider.start(language, f"s{len(sessions)}")
         sessions.append(session)
-        await session.load(Program(0, "digest", Language.PYTHON, shape, source), timeout_s=10)
+        await session.load(Program(0, "digest", language, shape, source), timeout_s=10)
         return Driven(session)
 
     yield start
@@ -100,8 +102,20 @@ async def test_a_window_stops_behind_its_first_error_when_it_is_told_to(start: S
     assert (end.done, driven.statuses) == (2, [ItemStatus.OK, ItemStatus.PROGRAM_ERROR])
 
 
-async def test_a_stop_ends_the_window_behind_the_running_item(start: Start) -> None:
-    driven = await start("import time\ndef main(n):\n    time.sleep(0.02)\n    return n\n")
+SLEEPS_20_MS = [
+    (Language.PYTHON, "import time\ndef main(n):\n    time.sleep(0.02)\n    return n\n"),
+    (
+        Language.JAVASCRIPT,
+        "const cell = new Int32Array(new SharedArrayBuffer(4));\n"
+        "function main(n) {\n  Atomics.wait(cell, 0, 0, 20);\n  return n;\n}\n",
+    ),
+    (Language.JAVASCRIPT, "const main = (n) => new Promise((resolve) => setTimeout(resolve, 20, n));\n"),
+]
+
+
+@pytest.mark.parametrize(("language", "source"), SLEEPS_20_MS, ids=["python", "javascript", "javascript-awaits"])
+async def test_a_stop_ends_the_window_behind_the_running_item(start: Start, language: Language, source: str) -> None:
+    driven = await start(source, language=language)
     deliver = driven.deliver
 
     def stop_then_deliver(position: int, encoded: bytes, rows: list[Row]) -> None:
@@ -222,6 +236,33 @@ async def test_a_session_that_greets_with_something_else_is_not_started(
     )
     with pytest.raises(StartFailed, match=reason):
         await provider.start(Language.PYTHON, "s")
+
+
+NONSENSE_WHEN_LOADED = """
+import os, struct, sys, time
+
+frame = sys._getframe()
+while not hasattr(frame.f_locals.get("self"), "up"):
+    frame = frame.f_back
+os.write(frame.f_locals["self"].up, struct.pack(">BI", 3, 1) + b"x")
+time.sleep(1000)
+"""
+
+
+async def test_a_session_that_ends_while_it_is_loaded_is_closed_once_that_is_told(provider: LocalProvider) -> None:
+    """Its owner learns of the end in the same turn of the event loop as who loads it, before or after."""
+
+    async def close_when_gone(session: LocalSession) -> None:
+        await session.wait_gone()
+        await session.aclose()
+
+    for number in range(8):
+        session = await provider.start(Language.PYTHON, f"s{number}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close_when_gone, session)
+            with pytest.raises(SessionEnded, match="FAILURE does not decode"):
+                program = Program(0, "d", Language.PYTHON, Shape.FUNCTION, NONSENSE_WHEN_LOADED)
+                await session.load(program, timeout_s=10)
 
 
 async def test_an_idle_session_that_is_killed_is_noticed(start: Start) -> None:

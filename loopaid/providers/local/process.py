@@ -46,14 +46,18 @@ class Capture:
         self.fd = fd
         self._limit = limit
 
+    @property
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
     def read(self) -> tuple[str, bool]:
         """(text, truncated) of what the running item printed; the harness forgets it only behind each item."""
-        size = os.fstat(self.fd).st_size
+        size = self.size
         return os.pread(self.fd, min(size, self._limit), 0).decode("utf-8", "replace"), size > self._limit
 
     def ends_with(self, words: str) -> bool:
         """Whether the last of what was printed holds these words."""
-        size = os.fstat(self.fd).st_size
+        size = self.size
         return words.encode() in os.pread(self.fd, LAST_WORDS_BYTES, max(0, size - LAST_WORDS_BYTES))
 
 
@@ -214,6 +218,11 @@ class SandboxProcess:
         if code == -signal.SIGKILL:
             return EndedBy.OUTSIDE, "the session was killed by SIGKILL from outside"
         return EndedBy.PROGRAM, describe_code(code)
+
+    @property
+    def printed_bytes(self) -> int:
+        """How much the running item printed, on that stream on which it was more."""
+        return max(self.stdout.size, self._stderr.size)
 
     def said_at_last(self, words: str) -> bool:
         return self._stderr.ends_with(words)

@@ -165,6 +165,7 @@ class LocalProvider:
                     process,
                     Pipes(down, up, rows),
                     row_bytes_max=self._limits.row_bytes_max,
+                    printed_bytes_max=self._config.sandbox.tmp_bytes,
                     sandbox=self._spec.kind,
                     built=program,
                 )

@@ -85,6 +85,7 @@ class LocalSession:
         pipes: Pipes,
         *,
         row_bytes_max: int,
+        printed_bytes_max: int,
         sandbox: str,
         built: BuiltProgram | None = None,
     ) -> None:
@@ -93,6 +94,7 @@ class LocalSession:
         self._building: trio.CancelScope | None = None
         self.language = runtime.language
         self._runtime = runtime
+        self._printed_bytes_max = printed_bytes_max
         self.sandbox = sandbox
         self.version = ""
         self._process = process
@@ -152,15 +154,15 @@ class LocalSession:
                 await self._ready(timeout_s)
             await self._write(frame, trio.current_time() + timeout_s)
             kind, payload = await self._control_frame(timeout_s)
-        if kind not in (LOADED, LOAD_FAILED):
-            await self._violation(f"frame {kind} where LOADED was due", done=0)
-        try:
-            if kind == LOADED:
-                self._module_s = decode_payload(payload, Loaded).took_s
-                return
-            failure = decode_payload(payload, Failure)
-        except ProtocolViolation as error:
-            await self._violation(str(error), done=0)
+            if kind not in (LOADED, LOAD_FAILED):
+                await self._violation(f"frame {kind} where LOADED was due", done=0)
+            try:
+                if kind == LOADED:
+                    self._module_s = decode_payload(payload, Loaded).took_s
+                    return
+                failure = decode_payload(payload, Failure)
+            except ProtocolViolation as error:
+                await self._violation(str(error), done=0)
         raise LoadFailed(ProgramError(failure.type, failure.message, failure.traceback), failure.stdout, failure.stderr)
 
     async def _build(self, built: BuiltProgram, program: Program) -> None:
@@ -324,8 +326,8 @@ class LocalSession:
             raise ProtocolViolation(f"END of {end.done} items behind {done} rows")
         if end.exit is not None:
             status, error = ended_item(end.exit, window.timeout_ms, garbled=end.garbled)
-            if status is ItemStatus.PROGRAM_ERROR and not end.garbled and self._had_no_memory():
-                status, error = ItemStatus.MEMORY_LIMIT, ProgramError("MemoryLimit", f"out of memory: {error.message}")
+            if status is ItemStatus.PROGRAM_ERROR and not end.garbled:
+                status, error = self._limit_behind(error.message) or (status, error)
             ran_us = int((trio.current_time() - began) * 1e6)
             deliver(done, *self._from_rows.make(status, ran_us, self._process.captured(error)))
         return WindowEnd(begun, end.tainted, max(end.rss_bytes, self._process.memory.peak_bytes or 0))
@@ -373,22 +375,28 @@ class LocalSession:
         if self._killed:
             return SessionEnded(EndedBy.US, done=done, reason="closed")
         by, reason = self._process.describe_exit()
-        if by is EndedBy.PROGRAM and self._had_no_memory():
-            by, reason = EndedBy.LIMIT, f"out of memory: {reason}"
         status, kind = _ENDINGS[by]
+        error = ProgramError(kind, reason)
+        if by is EndedBy.PROGRAM and (limit := self._limit_behind(reason)):
+            by, (status, error) = EndedBy.LIMIT, limit
         return SessionEnded(
             by,
             done=done,
             status=status,
-            extra=self._process.captured(ProgramError(kind, reason)),
+            extra=self._process.captured(error),
             latency_us=int(ran_s * 1e6),
             reason=reason,
             rss_bytes=self._process.memory.peak_bytes,
         )
 
-    def _had_no_memory(self) -> bool:
+    def _limit_behind(self, death: str) -> tuple[ItemStatus, ProgramError] | None:
+        """The limit that the program met, when it died in a way that looks like its own."""
         words = self._runtime.out_of_memory
-        return words is not None and self._process.said_at_last(words)
+        if self._process.printed_bytes >= self._printed_bytes_max:
+            return ItemStatus.OUTPUT_LIMIT, ProgramError("OutputLimit", f"it printed more than it may, and {death}")
+        if words is not None and self._process.said_at_last(words):
+            return ItemStatus.MEMORY_LIMIT, ProgramError("MemoryLimit", f"out of memory: {death}")
+        return None
 
     # --- bytes
 
