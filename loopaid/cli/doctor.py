@@ -30,8 +30,8 @@ _PYTHON: Final = "python"
 def doctor(settings: Settings) -> ExitCode:
     """Look at what loopaid needs on this machine, and at the daemon: one line per check, and how to mend what fails.
 
-    What sessions need is tried out, with a sandbox and a program, in a few tenths of a second. Exits with 1 if
-    anything fails: programs cannot run then.
+    What sessions need is tried out, with a sandbox and a program per language, in a few tenths of a second; the first
+    time for a compiled language takes longer. Exits with 1 if anything fails: programs cannot run then.
 
     \b
     Example:
