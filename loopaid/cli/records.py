@@ -136,7 +136,7 @@ def stats(settings: Settings, /, **which: Any) -> None:
     """Count records by status and task, with latencies. What is counted is whole batches.
 
     --since and --until choose those that were under way in that time, --status and --only those that have such records;
-    all records of a batch count then. To have single records chosen: `loopai records list`, and `export`.
+    all records of a batch count then. The verbs list and export choose single records.
 
     \b
     Example:
