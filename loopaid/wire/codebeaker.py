@@ -64,7 +64,8 @@ class ExecuteCommand(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class CloseSession(msgspec.Struct, frozen=True):
-    """`session.close`; in both spellings, for there are servers that know only the capital one."""
+    """`session.close`. Its handler has not always named its only member: servers of before know `SessionId`, those of
+    today `sessionId`, and all pass over the other one."""
 
     session_id: str = msgspec.field(name="sessionId")
     session_id_capital: str = msgspec.field(name="SessionId")
@@ -77,14 +78,14 @@ class SessionCreated(msgspec.Struct, frozen=True, rename="camel"):
     """`container_id` is not the id of a container; that it is there at all says that the runtime is Docker."""
 
     session_id: str
-    container_id: str = ""
+    container_id: str | None = None
 
 
 class ShellOutput(msgspec.Struct, frozen=True, rename="camel"):
     """A shell command on Docker. Its success flag is always true: `exit_code` decides."""
 
-    stdout: str = ""
-    stderr: str = ""
+    stdout: str | None = None
+    stderr: str | None = None
     exit_code: int | None = None
 
 

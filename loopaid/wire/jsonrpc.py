@@ -55,7 +55,7 @@ Event = Succeeded | Failed | Notified
 
 class _Error(msgspec.Struct):
     code: int
-    message: str = ""
+    message: str | None = None
     data: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -110,7 +110,7 @@ class JsonRpcClient:
         request_id = self._answered(said, line)
         self._in_flight.discard(request_id)
         if said.error is not None:
-            return Failed(request_id, RpcError(said.error.code, said.error.message, _text(said.error.data)))
+            return Failed(request_id, RpcError(said.error.code, said.error.message or "", _text(said.error.data)))
         if isinstance(said.result, msgspec.UnsetType):
             raise ProtocolViolation(f"a reply with neither result nor error: {_quote(line)}")
         return Succeeded(request_id, said.result)

@@ -19,6 +19,7 @@ from loopaid.errors import ErrorCode
 from loopaid.model import STATUSES, CheckState, Isolation, Language, Shape
 from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, StartFailed, Window, WindowEnd
 from loopaid.providers.codebeaker.checks import check_codebeaker
+from loopaid.providers.codebeaker.endpoint import Endpoint
 from loopaid.providers.codebeaker.provider import CodeBeakerProvider, open_codebeaker_provider
 from loopaid.providers.codebeaker.session import CodeBeakerSession
 from loopaid.testing.codebeaker_double import CodeBeakerDouble, Fault, FaultKind, open_codebeaker_double
@@ -325,6 +326,78 @@ async def test_replies_of_a_strange_shape_are_read(
         assert ended.by is EndedBy.OUTSIDE
     else:
         assert (await ran(session, [1]))[0].outputs == [1]
+
+
+async def test_a_reply_that_a_proxy_cut_into_frames_is_whole_and_its_pings_are_answered(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble
+) -> None:
+    session = await session_of(provider)
+    double.faults.plan(Fault(FaultKind.FRAGMENTED))
+    text = "é😀" * 5000
+    assert (await ran(session, [text]))[0].outputs == [text]
+    await session.aclose()
+    while double.connections:
+        await trio.lowlevel.checkpoint()
+    assert double.pongs == 1
+
+
+async def test_a_binary_message_means_nothing(provider: CodeBeakerProvider, double: CodeBeakerDouble) -> None:
+    session = await session_of(provider)
+    double.faults.plan(Fault(FaultKind.BINARY, text='{"jsonrpc":"2.0","id":1,"result":{},"error":null}'))
+    assert (await ran(session, [1]))[0].outputs == [1]
+
+
+async def test_a_server_that_closes_with_a_code_ends_the_session_and_is_quoted(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble
+) -> None:
+    session = await session_of(provider)
+    double.faults.plan(Fault(FaultKind.CLOSE))
+    heard, ended = await lost(session, [1])
+    assert (heard.rows, ended.by, ended.begun) == ([], EndedBy.OUTSIDE, True)
+    assert "1001" in ended.reason and "Shutting down" in ended.reason
+    assert (await ran(await session_of(provider, name="s-2"), [1]))[0].outputs == [1]
+
+
+async def test_pongs_that_nobody_asked_for_mean_nothing(double: CodeBeakerDouble) -> None:
+    double.keep_alive_s = 0.01
+    async with provider_for(double) as provider:
+        session = await session_of(provider, SLEEP)
+        assert (await ran(session, [0.1]))[0].outputs == [0.1]
+        assert provider.server.reconnects == 0
+
+
+@pytest.mark.parametrize("knows_capitals_only", [False, True])
+async def test_sessions_are_closed_whichever_member_the_server_reads(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble, knows_capitals_only: bool
+) -> None:
+    double.faults.knows_capitals_only = knows_capitals_only
+    session = await session_of(provider)
+    assert len(double.sessions.sessions) == 1
+    await session.aclose()
+    assert double.sessions.sessions == []
+
+
+async def test_members_that_are_null_are_as_if_they_were_not_there(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble
+) -> None:
+    session = await session_of(provider)
+    null = '{"jsonrpc":"2.0","id":%d,"result":%s,"error":null}'
+    last = session._connection._rpc._last_id
+    double.faults.plan(Fault(FaultKind.GARBAGE, text=null % (last + 1, '{"success":false,"result":null,"error":null}')))
+    _, ended = await lost(session, [1])
+    assert (ended.by, ended.reason) == (EndedBy.OUTSIDE, "a command ended without a word: it failed")
+
+
+@pytest.mark.parametrize(
+    ("url", "authority"),
+    [
+        ("ws://host/ws/jsonrpc", "host:80"),
+        ("wss://host:444/x", "host:444"),
+        ("ws://[::1]:5000/ws/jsonrpc", "[::1]:5000"),
+    ],
+)
+def test_the_header_host_is_one_that_kestrel_takes(url: str, authority: str) -> None:
+    assert Endpoint(url).authority == authority
 
 
 @pytest.mark.parametrize("kind", [FaultKind.SILENCE, FaultKind.LATE])

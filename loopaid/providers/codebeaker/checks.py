@@ -75,8 +75,7 @@ async def _server(nursery: trio.Nursery, endpoint: Endpoint, timeout_s: float, b
 
 async def health_status(endpoint: Endpoint) -> int:
     """What the server answers to a question for its health, as a status of HTTP. Raises ConnectFailed."""
-    host, port = endpoint.address
-    lines = [b"GET %s HTTP/1.1" % endpoint.health_resource.encode(), b"Host: %s:%d" % (host.encode("idna"), port)]
+    lines = [b"GET %s HTTP/1.1" % endpoint.health_resource.encode(), b"Host: " + endpoint.authority.encode()]
     lines += [name + b": " + value for name, value in endpoint.headers]
     request = b"\r\n".join([*lines, b"Connection: close", b"", b""])
     said = b""

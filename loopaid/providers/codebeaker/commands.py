@@ -68,11 +68,11 @@ async def _in_container(ask: Ask, payload: str, tag: str, limit_s: float) -> Pri
     program = ["python3", "-u", "-c", program_reading(source)]
     reply = await ask(Shell("timeout", ["-k", "1", str(math.ceil(limit_s)), *program], env), limit_s + 1)
     output = reply.result if isinstance(reply.result, ShellOutput) else ShellOutput()
-    _checked(reply, output.stdout)
+    stdout = _checked(reply, output.stdout or "")
     failure = ""
     if not reply.success or output.exit_code != 0:
-        failure = first_line(reply.error or output.stderr or output.stdout) or f"exit code {output.exit_code}"
-    return Printed(output.stdout, failure)
+        failure = first_line(reply.error or output.stderr or stdout) or f"exit code {output.exit_code}"
+    return Printed(stdout, failure)
 
 
 async def _upload(ask: Ask, payload: str, path: str) -> None:
@@ -81,7 +81,7 @@ async def _upload(ask: Ask, payload: str, path: str) -> None:
         reply = await ask(Shell("sh", ["-c", 'printf %s "$PIECE" >>"$FILE"'], piece), UPLOAD_S)
         output = reply.result
         if not isinstance(output, ShellOutput) or output.exit_code != 0:
-            said = output.stderr if isinstance(output, ShellOutput) else reply.error or ""
+            said = (output.stderr if isinstance(output, ShellOutput) else reply.error) or ""
             raise NotStarted(Trouble.OTHER, f"a window could not be put into the container: {first_line(said)}")
 
 

@@ -132,12 +132,11 @@ class RpcConnection:
         return self.broken or CLOSED
 
     async def _converse(self, on_open: Callable[[], None]) -> str:
-        host, port = self._endpoint.address
         async with trio.open_nursery() as nursery:
             opened = await trio_websocket.wrap_client_stream(
                 nursery,
                 self._stream,  # type: ignore[arg-type]  # any stream will do
-                f"{host}:{port}",
+                self._endpoint.authority,
                 self._endpoint.resource,
                 extra_headers=self._endpoint.headers,
                 message_queue_size=16,

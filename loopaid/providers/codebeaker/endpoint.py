@@ -62,6 +62,12 @@ class Endpoint(msgspec.Struct, frozen=True):
         return parts.hostname or "", parts.port or (443 if self.is_secure else 80)
 
     @property
+    def authority(self) -> str:
+        """For the header Host, which wants an IPv6 address in brackets and refuses a bare one."""
+        host, port = self.address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
     def is_secure(self) -> bool:
         return urlsplit(self.url).scheme == "wss"
 

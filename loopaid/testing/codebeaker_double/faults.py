@@ -19,6 +19,9 @@ class FaultKind(enum.Enum):
     TWICE = "twice"  # the reply comes twice in one message
     NOTIFIED = "notified"  # notifications come in the same message, before and behind the reply
     ERROR = "error"  # it is not run: `text` ("Type: message") is thrown
+    FRAGMENTED = "fragmented"  # a proxy cuts the reply into frames of 1000 bytes, with a ping in between
+    BINARY = "binary"  # `text` comes as a binary message before the reply
+    CLOSE = "close"  # a close frame comes in place of the reply, as from a server or proxy that goes down
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -36,7 +39,7 @@ class Faults:
 
     `refuse_upgrade`: no WebSocket is granted (400). `accept_nothing`: connections are closed as soon as they come.
     `mute`: they are accepted, and nothing is ever answered. `create_s`: every creation of a session takes that much
-    longer, under the server's only lock.
+    longer, under the server's only lock. `knows_capitals_only`: session.close reads `SessionId`, as it did once.
     """
 
     def __init__(self) -> None:
@@ -44,6 +47,7 @@ class Faults:
         self.accept_nothing = False
         self.mute = False
         self.create_s = 0.0
+        self.knows_capitals_only = False
         self._due: dict[str, deque[Fault]] = defaultdict(deque)
 
     def plan(self, *faults: Fault) -> None:

@@ -84,7 +84,7 @@ class Methods:
 
     async def _close(self, params: Any, gone: trio.Event) -> Any:
         await trio.lowlevel.checkpoint()
-        session_id = _text(_given(params), "sessionId")
+        session_id = _text(_given(params), "SessionId" if self._faults.knows_capitals_only else "sessionId")
         if not session_id.strip():
             raise ServerException("ArgumentException", "Invalid request: sessionId required")
         self._sessions.close(session_id)

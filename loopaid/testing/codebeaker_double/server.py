@@ -19,6 +19,7 @@ from loopaid.testing.codebeaker_double.runtimes import RUNTIMES
 from loopaid.testing.codebeaker_double.sessions import SessionManager
 from loopaid.testing.codebeaker_double.websocket import (
     CLOSE,
+    GOING_AWAY,
     NORMAL_CLOSURE,
     TEXT,
     BadRequest,
@@ -106,6 +107,15 @@ class Connection:
                 reply = dotnet_json({**response, "padding": "x" * fault.text_bytes})
             case FaultKind.TWICE:
                 reply += reply
+            case FaultKind.FRAGMENTED:
+                await self.socket.send_fragments(reply, 1000)
+                return
+            case FaultKind.BINARY:
+                assert fault is not None
+                await self.socket.send_binary(fault.text.encode())
+            case FaultKind.CLOSE:
+                await self.socket.send_close(GOING_AWAY, "Shutting down")
+                return
             case FaultKind.NOTIFIED:
                 reply = _notification("execution.started") + reply + _notification("execution.output")
         await self.socket.send_text(reply)
@@ -136,6 +146,7 @@ class CodeBeakerDouble:
         self.requests: Counter[str] = Counter()
         self.upgrades = 0
         self.pings = 0
+        self.pongs = 0
         self.port = 0
         self.scheme = "ws"
         self.on_line: Callable[[int, str], None] = lambda connection, line: None
@@ -207,6 +218,7 @@ class CodeBeakerDouble:
         finally:
             self._connections.discard(connection)
             self.pings += connection.socket.pings
+            self.pongs += connection.socket.pongs
 
     def _refusal(self, request: HttpRequest) -> bytes | None:
         """The answer to whatever is not granted a WebSocket."""

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import trio
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
-NORMAL_CLOSURE: Final = 1000
+NORMAL_CLOSURE, GOING_AWAY = 1000, 1001
 RECEIVE_BYTES: Final = 4096
 """The server's buffer: no piece of a message is longer."""
 BUFFERED_BYTES_MAX: Final = 1 << 20
@@ -127,10 +127,12 @@ class Wire:
 
 
 class ServerWebSocket:
-    """One end of a WebSocket behind its handshake. `pings` counts those that were read, and answered then."""
+    """One end of a WebSocket behind its handshake. `pings` counts those that were read, and answered then, `pongs`
+    those that came."""
 
     def __init__(self, wire: Wire) -> None:
         self.pings = 0
+        self.pongs = 0
         self._wire = wire
         self._kind = TEXT
         self._left = 0  # of the payload of the frame that is being read
@@ -149,6 +151,7 @@ class ServerWebSocket:
                 if kind == PING:
                     self.pings += 1
                     await self._wire.send(_frame(PONG, payload))
+                self.pongs += kind == PONG
                 continue
             if kind != CONTINUATION:
                 self._kind = kind
@@ -163,6 +166,18 @@ class ServerWebSocket:
     async def send_text(self, data: bytes) -> None:
         """One message, one frame. Raises PeerGone."""
         await self._wire.send(_frame(TEXT, data))
+
+    async def send_binary(self, data: bytes) -> None:
+        await self._wire.send(_frame(BINARY, data))
+
+    async def send_fragments(self, data: bytes, size: int) -> None:
+        """One message in frames of `size` bytes, and a ping behind the first of them."""
+        pieces = [data[start : start + size] for start in range(0, len(data), size)]
+        for number, piece in enumerate(pieces):
+            kind = TEXT if number == 0 else CONTINUATION
+            await self._wire.send(_frame(kind, piece, final=number == len(pieces) - 1))
+            if number == 0:
+                await self._wire.send(_frame(PING, b"still there?"))
 
     async def send_pong(self) -> None:
         """One that answers no ping: the server's way to keep a connection alive."""
@@ -208,9 +223,9 @@ def http_response(status: str, body: bytes = b"", content_type: str = "applicati
     return f"{head}Content-Type: {content_type}\r\n\r\n".encode() + body
 
 
-def _frame(kind: int, data: bytes) -> bytes:
-    """A whole message in one frame; servers do not mask."""
-    size, first = len(data), 0x80 | kind
+def _frame(kind: int, data: bytes, *, final: bool = True) -> bytes:
+    """Servers do not mask."""
+    size, first = len(data), (0x80 if final else 0) | kind
     if size < 126:
         head = struct.pack(">BB", first, size)
     elif size < 1 << 16:
