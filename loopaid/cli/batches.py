@@ -19,7 +19,7 @@ from loopaid.cli.views import batch_view
 from loopaid.cli.watch import await_end, deliver, find_failures, finish
 from loopaid.errors import ConnectionLost, ErrorCode, LoopaidError
 from loopaid.model import BatchState
-from loopaid.wire.messages import BATCHES_LISTED_MAX
+from loopaid.wire.messages import BATCHES_LISTED_MAX, BatchAccepted
 
 if TYPE_CHECKING:
     from loopaid.client.blocking import BlockingClient
@@ -89,9 +89,7 @@ def submit(
             if wait:
                 settings.note(f"batch {accepted.batch_id} is accepted; Ctrl-C leaves it running")
                 return _wait(client, settings, accepted.batch_id)
-    print_object(settings, accepted_object(accepted), accepted.batch_id)
-    if settings.output_of_objects() == "table":
-        settings.note(f"to follow it: {settings.command('batch', 'follow', accepted.batch_id)}")
+    _print_accepted(settings, accepted)
     return ExitCode.OK
 
 
@@ -213,7 +211,13 @@ def retry(settings: Settings, /, batch_id: str, only: str) -> None:
     """
     with settings.client() as client:
         accepted = client.retry_batch(batch_id, only)
+    _print_accepted(settings, accepted)
+
+
+def _print_accepted(settings: Settings, accepted: BatchAccepted) -> None:
     print_object(settings, accepted_object(accepted), accepted.batch_id)
+    if settings.output_of_objects() == "table":
+        settings.note(f"to follow it: {settings.command('batch', 'follow', accepted.batch_id)}")
 
 
 def _refuse_contradictions(wait: bool, follow: bool, results_have_a_place: bool) -> None:

@@ -122,3 +122,5 @@ def test_a_retry_answers_the_new_batch(loopai: Run, client: Any) -> None:
     assert loopai("batch", "retry", "last").json["batch_id"] == "b18"
     assert loopai("batch", "retry", "b17", "--only", "all", "--output", "quiet").stdout == "b18\n"
     assert asked(client, "retry_batch") == [["last", "failed"], ["b17", "all"]]
+    told = loopai("batch", "retry", "last", "--output", "table").stderr
+    assert told == "to follow it: loopai batch follow b18\n"
