@@ -16,6 +16,7 @@ them. Both have the same layout.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Annotated, Final
 
@@ -194,13 +195,24 @@ def are_json_lines(values: list[bytes]) -> bool:
         return False
 
 
+_HALF_PAIR: Final = re.compile(
+    rb"\\u(?:d[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2}\\u)d[c-f][0-9a-f]{2})", re.IGNORECASE
+)
+
+
+def _flaw(output: bytes) -> str:
+    if _HALF_PAIR.search(output):
+        return "the output holds half a surrogate pair, which UTF-8 has no word for"
+    return "the output is not one line of valid JSON"
+
+
 def repair_outputs(rows: list[Row]) -> list[bytes]:
     """Encode the rows again with every output that is not one line of JSON turned into `invalid_output`."""
     repaired = []
     for row in rows:
         extra = decode_extra(row.extra) if row.extra is not None else None
         if row.status == 0 and not are_json_lines([row.output]):
-            error = ProgramError("InvalidOutput", "the output is not one line of valid JSON")
+            error = ProgramError("InvalidOutput", _flaw(row.output))
             extra = msgspec.structs.replace(extra or Extra(), error=error)
             repaired.append(pack_row(row.seq, ItemStatus.INVALID_OUTPUT, row.latency_us, b"", extra))
         else:

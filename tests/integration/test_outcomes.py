@@ -99,8 +99,8 @@ async def test_other_outputs_are_invalid_and_say_where(run: Run, isolation: Isol
         "1j": "output: complex",
         "Exploding()": "output: Exploding",
         "nested(100_000)": "output" + "[0]" * 201 + ": nesting too deep",
-        "chr(0xd800)": "the output is not one line of valid JSON",
-        "{chr(0xdfff): 1}": "the output is not one line of valid JSON",
+        "chr(0xd800)": "the output holds half a surrogate pair, which UTF-8 has no word for",
+        "{chr(0xdfff): 1}": "the output holds half a surrogate pair, which UTF-8 has no word for",
     }
     ran = await run(EVAL, [*expected, "'next'"], max_concurrency=1)
     assert ran.statuses == ["invalid_output"] * len(expected) + ["ok"]

@@ -161,7 +161,7 @@ def test_numbers_out_of_range_and_endless_nesting_are_violations(encoded: bytes)
 
 @pytest.mark.parametrize(
     "output",
-    [b"", b" ", b"1 2", b"{", b"1\n2", b"1\r", b"NaN", b"Infinity", b"nul", b"'a'", b'"\xff"', b'"\\ud800"', b"[1,]"],
+    [b"", b" ", b"1 2", b"{", b"1\n2", b"1\r", b"NaN", b"Infinity", b"nul", b"'a'", b'"\xff"', b"[1,]"],
 )
 def test_an_output_that_is_not_one_line_of_json_becomes_invalid_output(output: bytes) -> None:
     good, bad = pack_row(7, ItemStatus.OK, 10, b"1"), pack_row(8, ItemStatus.OK, 11, output, Extra(stdout="said"))
@@ -177,6 +177,25 @@ def test_an_output_that_is_not_one_line_of_json_becomes_invalid_output(output: b
         error=ProgramError("InvalidOutput", "the output is not one line of valid JSON"), stdout="said"
     )
     assert check_rows(decode_rows(b"".join(repaired), 2), 7)
+
+
+@pytest.mark.parametrize(
+    "half", [rb"\ud800", rb"\uDC00", rb"\udc00\ud800", rb"\ud800\ud83d\ude00", rb"\ud83d\ude00\uDFFF"]
+)
+def test_half_a_surrogate_pair_is_told_as_such(half: bytes) -> None:
+    (repaired,) = repair_outputs(decode_rows(pack_row(8, ItemStatus.OK, 11, b'["' + half + b'"]'), 1))
+    (row,) = decode_rows(repaired, 1)
+    assert row.extra is not None
+    error = decode_extra(row.extra).error
+    assert error is not None and "half a surrogate pair" in error.message
+
+
+def test_a_whole_pair_is_not_what_is_wrong() -> None:
+    (repaired,) = repair_outputs(decode_rows(pack_row(8, ItemStatus.OK, 11, rb'"\ud83d\ude00" 2'), 1))
+    (row,) = decode_rows(repaired, 1)
+    assert row.extra is not None
+    error = decode_extra(row.extra).error
+    assert error is not None and "not one line" in error.message
 
 
 @pytest.mark.parametrize("values", [[], [b"1"], [b"null", b'"\xc3\xa9"'], [b'{"a": [1, 2.5e3]}', b'"\\n"', b"[]"]])
