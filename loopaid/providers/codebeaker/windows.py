@@ -95,7 +95,7 @@ class RemoteWindow:
         """The argument of the supervisor's `main`: two objects, of which the first is always the same."""
         limits, program = self._settings.limits, self._program
         frames = encode_load(program, limits.row_bytes_max)
-        frames += encode_window(self._window, self._seq, apart=False)
+        frames += encode_window(self._window, self._seq)
         order = {
             "tag": self.tag,
             "frames": frames.decode("latin-1"),
