@@ -132,17 +132,12 @@ class BuildSection(Section, frozen=True):
     tmp_bytes: Annotated[int, Meta(ge=_MIB, le=1024 * _GIB)] = _GIB
 
 
-RemoteName = Annotated[str, Meta(min_length=1, max_length=100, description="the server's name for it")]
-
-
 class LanguageMapping(Section, frozen=True):
-    python: RemoteName = "python"
-    javascript: RemoteName = "javascript"
+    python: Annotated[str, Meta(min_length=1, max_length=100, description="the server's name for it")] = "python"
 
 
 class RuntimeMapping(Section, frozen=True):
     python: Literal["Docker", "Python"] = "Docker"
-    javascript: Literal["Docker", "NodeJs"] = "Docker"
 
 
 class CodeBeakerSection(Section, frozen=True):

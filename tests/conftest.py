@@ -12,8 +12,11 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from loopaid.config import Config
 from loopaid.providers.local import builds
+from loopaid.providers.local.provider import open_local_provider
 
 MAY_SKIP = ("needs_cgroup2", "needs_systemd")
 
@@ -34,6 +37,19 @@ def shared_builds() -> Iterator[Path]:
         patch.setattr(builds, "_directory", lambda section, *_: Path(section.directory or directory))
         patch.setenv("LOOPAID_BUILD__DIRECTORY", str(directory))
         yield directory
+
+
+@pytest.fixture(scope="session")
+def compilers(shared_builds: Path) -> None:
+    """What they need is there: the first time it takes longer than tests are given, a compiler is installed or not."""
+
+    async def prepare() -> None:
+        async with open_local_provider(Config(), f"loopaid-test-{os.getpid()}", shared_builds) as provider:
+            for language, runtime in provider.parts.runtimes.items():
+                if runtime.compiler is not None and provider.problem(language) is None:
+                    await (await provider.start(language, "prepare")).aclose()
+
+    trio.run(prepare)
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

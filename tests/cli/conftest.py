@@ -377,6 +377,11 @@ class Ran:
         return msgspec.json.decode(self.stdout)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilers_are_ready(compilers: None) -> None:
+    """Before the first daemon starts."""
+
+
 @pytest.fixture
 def client() -> FakeClient:
     return FakeClient()

@@ -138,6 +138,52 @@ def test_no_javascript_is_too_much_for_who_looks_at_it(repeated: str, length: in
         detect_shape(repeated * (length // len(repeated)), Language.JAVASCRIPT)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "result = input_data",
+        'import "strings"\n\nresult = strings.ToUpper("a")',
+        "if input_data == nil {\n\tresult = 1\n} else {\n\tresult = 2\n}",
+        "// func Main()\ns := `func Main()`\nresult=s",
+        "f := func() { Main() }\nfor { result = 1 }",
+    ],
+)
+def test_go_that_assigns_result_is_a_script(source: str) -> None:
+    assert detect_shape(source, Language.GO) is Shape.SCRIPT
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "package main\n\nfunc Main(input any) any {\n\tresult = 1\n\treturn result\n}",
+        "package main\nvar result = 1\nfunc Main(n int) int { return result }",
+        "var Main = func(n int) int { return n }",
+        "const c = '\"'\nfunc Main(n int) int { return n }",
+        "// long\n" * 10_000 + "func Main(n any) any { return n }",
+    ],
+)
+def test_go_that_declares_main_is_a_function(source: str) -> None:
+    assert detect_shape(source, Language.GO) is Shape.FUNCTION
+
+
+@pytest.mark.parametrize(
+    "source", ["", "package main\nfunc main() {}", "x.result = 1", "// result = 1", "if result == 1 {}"]
+)
+def test_go_that_does_neither_is_refused(source: str) -> None:
+    with pytest.raises(LoopaidError, match="defines `func Main"):
+        detect_shape(source, Language.GO)
+
+
+@pytest.mark.parametrize(
+    "repeated", ["(", "{", "/", "'", "`", "/*", "\\", "a ", '"\\', "'\\", "result ", "func ", "/**/"]
+)
+def test_no_go_is_too_much_for_who_looks_at_it(repeated: str) -> None:
+    long = repeated * (1_000_000 // len(repeated))
+    assert detect_shape("result = 1;\n" + long, Language.GO) is Shape.SCRIPT
+    with pytest.raises(LoopaidError):
+        detect_shape(long, Language.GO)
+
+
 def test_a_source_that_cannot_be_read_is_told_with_its_line() -> None:
     with pytest.raises(LoopaidError) as refused:
         detect_shape("x = 1\nsyntax error here(\n", Language.PYTHON)

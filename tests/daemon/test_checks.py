@@ -28,6 +28,7 @@ def found(checks: list[Check], name: str) -> Check:
     return next(check for check in checks if check.check == name)
 
 
+@pytest.mark.usefixtures("compilers")
 async def test_all_is_well_here_and_a_program_says_hello_in_the_sandbox(tmp_path: Path) -> None:
     checks = await run_checks(Config(), tmp_path / "state")
     fine = states(checks)

@@ -93,6 +93,11 @@ def _wait_for_an_end(pids: set[int], timeout_ms: float) -> None:
         poll.poll(timeout_ms)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilers_are_ready(compilers: None) -> None:
+    """Before the first daemon starts."""
+
+
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """A daemon with three sessions at the most, a secret in its environment, and services of the host to be found."""

@@ -189,6 +189,11 @@ AsUser = Callable[..., AbstractAsyncContextManager[RawClient]]
 
 
 @pytest.fixture(scope="session", autouse=True)
+def compilers_are_ready(compilers: None) -> None:
+    """Before the first daemon starts."""
+
+
+@pytest.fixture(scope="session", autouse=True)
 def probe_once() -> Iterator[None]:
     """The sandbox of one configuration is tried once, not for each of the daemons: that is most of their start."""
     with pytest.MonkeyPatch.context() as patch:

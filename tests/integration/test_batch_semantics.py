@@ -67,15 +67,30 @@ PROGRAMS = {
         trace="RangeError: 3 is odd\n    at main (program.js:3:11)\n",
         dear=True,
     ),
+    Language.GO: Programs(
+        same="package main\n\nfunc Main(n any) any { return n }\n",
+        plus="package main\n\nfunc Main(n int) int {{ return n + {} }}\n",
+        double="package main\n\nfunc Main(input map[string]any) (any, error) {\n"
+        '\treturn input["value"].(float64) * 2, nil\n}\n',
+        double_script='value := input_data.(map[string]any)["value"].(float64)\n'
+        'result = map[string]any{"output": value * 2}\n',
+        sleep='package main\n\nimport (\n\t"errors"\n\t"time"\n)\n\nfunc Main(ms int) (int, error) {\n'
+        "\tif ms < 0 {\n\t\ttime.Sleep(time.Duration(-ms) * time.Millisecond)\n"
+        '\t\treturn 0, errors.New("to fail")\n\t}\n'
+        "\ttime.Sleep(time.Duration(ms) * time.Millisecond)\n\treturn ms, nil\n}\n",
+        ending='package main\n\nimport "os"\n\nfunc Main(n int) any {\n\tos.Exit(n)\n\treturn nil\n}\n',
+        odd='package main\n\nimport "fmt"\n\nfunc Main(n int) int {\n\tif n%2 == 1 {\n'
+        '\t\tpanic(fmt.Sprintf("%d is odd", n))\n\t}\n\treturn n\n}\n',
+        error="panic",
+        trace="panic: 3 is odd\n\nmain.Main\n\tprogram.go:7\n",
+    ),
 }
 
 
-SANDBOXES = {Language.PYTHON: "codebeaker:Python", Language.JAVASCRIPT: "codebeaker:NodeJs"}
 PLACES = [
     *((language, level, "local") for language in PROGRAMS for level in Isolation),
     (Language.PYTHON, Isolation.PROCESS, "standard"),
     *((Language.PYTHON, level, "codebeaker") for level in (Isolation.SESSION, Isolation.PROCESS)),
-    (Language.JAVASCRIPT, Isolation.SESSION, "codebeaker"),
 ]
 
 
@@ -122,7 +137,7 @@ async def double() -> AsyncIterator[CodeBeakerDouble]:
 def config(config: Config, place: tuple[Language, Isolation, str], double: CodeBeakerDouble) -> Config:
     """The batches that do not say where they run, run there."""
     replace = msgspec.structs.replace
-    runtimes = replace(config.codebeaker.runtime_mapping, python="Python", javascript="NodeJs")
+    runtimes = replace(config.codebeaker.runtime_mapping, python="Python")
     return replace(
         config,
         execution=replace(config.execution, provider=place[2]),
@@ -168,7 +183,7 @@ async def test_code_executes(run: Run, programs: Programs, language: Language, i
         ("item-30", 2, "ok", True, 60, None),
     ]
     assert [(each.attempt, each.language, each.version, each.sandbox) for each in ran.results] == [
-        (1, language, 1, SANDBOXES[language] if far else "bubblewrap")
+        (1, language, 1, "codebeaker:Python" if far else "bubblewrap")
     ] * 3
     assert {each.isolation for each in ran.results} == {isolation}
     assert (ran.summary.state, ran.summary.total, ran.summary.by_status) == (BatchState.DONE, 3, {"ok": 3})
@@ -236,8 +251,7 @@ async def test_stop_on_first_error_stops_after_first_failure(
         await client.warm_pool(language, 4)
     warm = await run(programs.sleep, [200 if far else 50] * 24, max_concurrency=4)
     assert len(warm.session_ids) == 4
-    ms = 1500 if far else 200  # processes of four windows start there, at their own pace
-    ran = await run(programs.sleep, [-50, ms, ms, ms, 1, 1, 1, 1], max_concurrency=4, stop_on_first_error=True)
+    ran = await run(programs.sleep, [-50, 200, 200, 200, 1, 1, 1, 1], max_concurrency=4, stop_on_first_error=True)
     assert ran.statuses == ["program_error", "ok", "ok", "ok", "skipped", "skipped", "skipped", "skipped"]
     failure = ran.results[0]
     assert all(begun(each) < ended(failure) for each in ran.results[1:4])

@@ -135,6 +135,8 @@ async def test_half_a_surrogate_pair_is_no_output(language: Language, run: Run) 
 DEEP: Final = {
     Language.PYTHON: "def main(n):\n    value = 1\n    for _ in range(n):\n        value = [value]\n    return value\n",
     Language.JAVASCRIPT: "function main(n) {\n  let value = 1;\n  while (n--) value = [value];\n  return value;\n}\n",
+    Language.GO: "package main\n\nfunc Main(n int) (value any) {\n\tfor ; n > 0; n-- {\n\t\tvalue = []any{value}\n\t}\n"
+    "\treturn value\n}\n",
 }
 
 

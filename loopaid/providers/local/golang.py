@@ -32,7 +32,8 @@ _PACKAGES: Final = (
     "net/netip net/url os os/exec path path/filepath reflect regexp runtime runtime/debug slices sort strconv strings "
     "sync sync/atomic text/tabwriter text/template time unicode unicode/utf16 unicode/utf8"
 )
-"""What programs import, compiled ahead. Others of the standard library are compiled with each program that has them."""
+"""What programs import, compiled ahead. Others of the standard library are compiled with each program that has them,
+and some are not known to each version."""
 
 _BEGIN: Final = """
 set -e
@@ -49,7 +50,11 @@ go build -ldflags='-s -w' -o "$TMPDIR/program" ./run >&2
 cat "$TMPDIR/program"
 """
 _PREPARE: Final = f"""{_BEGIN}
-go build ./run {_PACKAGES} >&2
+known=
+for package in {_PACKAGES}; do
+    [ ! -d "$GOROOT/src/$package" ] || known="$known $package"
+done
+go build ./run $known >&2
 tar -cf - -C "$GOCACHE" .
 """
 
@@ -173,11 +178,11 @@ def _run(main: str, imported: str) -> bytes:
 # --- programs
 
 # Without a way back (`*+`, `(?>`): these must take no longer than their text, whatever it is.
-_SPACE: Final = r"(?>[\s;]|//[^\n]*|/\*(?s:.*?)\*/)*+"
+_SPACE: Final = r"(?>[\s;]|//[^\n]*|/\*(?s:.*?)(?:\*/|\Z))*+"
 _STRING: Final = r'(?>"[^"\n]*"|`[^`]*`)'
 _PACKAGE: Final = re.compile(rf"({_SPACE})package\s+\w+")
 _IMPORTS: Final = re.compile(
-    rf"(?>{_SPACE}import\b\s*(?>\((?>//[^\n]*|/\*(?s:.*?)\*/|{_STRING}|[^)\"`])*+\)|[\w.]*\s*{_STRING}))*+"
+    rf"(?>{_SPACE}import\b\s*(?>\((?>//[^\n]*|/\*(?s:.*?)(?:\*/|\Z)|{_STRING}|[^)\"`])*+\)|[\w.]*\s*{_STRING}))*+"
 )
 
 
@@ -186,20 +191,21 @@ def go_sources(shape: Shape, source: str) -> dict[str, bytes]:
     clause = _PACKAGE.match(source)
     head, rest = (source[: clause.end(1)], source[clause.end() :]) if clause else ("", source)
     if shape is Shape.FUNCTION:
-        text = f"//line program.go:1\n{head}package program;{rest}"
+        text = f"//line program.go:1:1\n{head}package program;{rest}"
     else:
         imports = _IMPORTS.match(rest)
         assert imports is not None  # there may be none
         end = len(source) - len(rest) + imports.end()
         line = source.count("\n", 0, end) + 1
         text = (
-            f'//line program.go:1\n{head}package program; import loopaid_harness "loopaid_item/internal/harness";'
-            f"{imports[0]}\n"
+            'package program\n\nimport loopaid_harness "loopaid_item/internal/harness"\n\n'
+            f"//line program.go:1:1\n{head}{' ' * (len(source) - len(head) - len(rest))}{imports[0]}\n"
             "func Main(input_data any) (result any) {\n"
             "result = loopaid_harness.NoResult\n"
             f"//line program.go:{line}:{end - source.rfind(chr(10), 0, end)}\n"
             f"{source[end:]}\n"
-            "return\n}\n"
+            f"//line program.go:{len(source.splitlines())}:1\n"  # where it says that something is missing at the end
+            "return }"
         )
     return {
         "program/program.go": text.encode(),

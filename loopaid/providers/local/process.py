@@ -21,8 +21,8 @@ from loopaid.wire.rows import Extra
 
 KILL_GRACE_S: Final = 0.1
 """An item that ends within its time must not be killed because its row was read late."""
-LAST_WORDS_BYTES: Final = 8192
-"""V8 says why it gives up, and then where it was."""
+LAST_WORDS_BYTES: Final = 1 << 20
+"""V8 and Go say why they give up, and then where they were, Go for each of its goroutines."""
 END_DEADLINE_S: Final = 5.0
 """From SIGKILL to the last pipe's end. The kernel needs 10 ms; a machine that swaps may need a second."""
 
