@@ -132,12 +132,17 @@ class BuildSection(Section, frozen=True):
     tmp_bytes: Annotated[int, Meta(ge=_MIB, le=1024 * _GIB)] = _GIB
 
 
+RemoteName = Annotated[str, Meta(min_length=1, max_length=100, description="the server's name for it")]
+
+
 class LanguageMapping(Section, frozen=True):
-    python: Annotated[str, Meta(min_length=1, max_length=100, description="the server's name for it")] = "python"
+    python: RemoteName = "python"
+    javascript: RemoteName = "javascript"
 
 
 class RuntimeMapping(Section, frozen=True):
     python: Literal["Docker", "Python"] = "Docker"
+    javascript: Literal["Docker", "NodeJs"] = "Docker"
 
 
 class CodeBeakerSection(Section, frozen=True):

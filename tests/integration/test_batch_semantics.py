@@ -87,10 +87,12 @@ PROGRAMS = {
 }
 
 
+SANDBOXES = {Language.PYTHON: "codebeaker:Python", Language.JAVASCRIPT: "codebeaker:NodeJs"}
 PLACES = [
     *((language, level, "local") for language in PROGRAMS for level in Isolation),
     (Language.PYTHON, Isolation.PROCESS, "standard"),
     *((Language.PYTHON, level, "codebeaker") for level in (Isolation.SESSION, Isolation.PROCESS)),
+    (Language.JAVASCRIPT, Isolation.SESSION, "codebeaker"),
 ]
 
 
@@ -137,7 +139,7 @@ async def double() -> AsyncIterator[CodeBeakerDouble]:
 def config(config: Config, place: tuple[Language, Isolation, str], double: CodeBeakerDouble) -> Config:
     """The batches that do not say where they run, run there."""
     replace = msgspec.structs.replace
-    runtimes = replace(config.codebeaker.runtime_mapping, python="Python")
+    runtimes = replace(config.codebeaker.runtime_mapping, python="Python", javascript="NodeJs")
     return replace(
         config,
         execution=replace(config.execution, provider=place[2]),
@@ -183,7 +185,7 @@ async def test_code_executes(run: Run, programs: Programs, language: Language, i
         ("item-30", 2, "ok", True, 60, None),
     ]
     assert [(each.attempt, each.language, each.version, each.sandbox) for each in ran.results] == [
-        (1, language, 1, "codebeaker:Python" if far else "bubblewrap")
+        (1, language, 1, SANDBOXES[language] if far else "bubblewrap")
     ] * 3
     assert {each.isolation for each in ran.results} == {isolation}
     assert (ran.summary.state, ran.summary.total, ran.summary.by_status) == (BatchState.DONE, 3, {"ok": 3})
@@ -251,7 +253,8 @@ async def test_stop_on_first_error_stops_after_first_failure(
         await client.warm_pool(language, 4)
     warm = await run(programs.sleep, [200 if far else 50] * 24, max_concurrency=4)
     assert len(warm.session_ids) == 4
-    ran = await run(programs.sleep, [-50, 200, 200, 200, 1, 1, 1, 1], max_concurrency=4, stop_on_first_error=True)
+    ms = 1500 if far else 200  # processes of four windows start there, at their own pace
+    ran = await run(programs.sleep, [-50, ms, ms, ms, 1, 1, 1, 1], max_concurrency=4, stop_on_first_error=True)
     assert ran.statuses == ["program_error", "ok", "ok", "ok", "skipped", "skipped", "skipped", "skipped"]
     failure = ran.results[0]
     assert all(begun(each) < ended(failure) for each in ran.results[1:4])

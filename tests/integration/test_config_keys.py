@@ -135,6 +135,11 @@ SHOWN_BY = {
         ),
         "test_packages_of_the_environment_can_be_required": "pool.javascript.environment",
     },
+    "providers/test_codebeaker_javascript.py": {
+        "test_a_window_is_one_command_and_every_item_of_javascript_has_its_row": (
+            "codebeaker.runtime_mapping.javascript codebeaker.language_mapping.javascript"
+        ),
+    },
     "providers/test_codebeaker_provider.py": {
         "test_a_window_is_one_command_and_every_item_has_its_row": "codebeaker.url codebeaker.runtime_mapping.python",
         "test_what_is_asked_for_is_what_the_configuration_says": (

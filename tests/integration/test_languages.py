@@ -229,13 +229,14 @@ async def test_a_program_that_does_not_load_is_a_compile_error(
 
 async def test_a_program_spoils_its_own_items_and_never_how_they_are_told(run: Run) -> None:
     source = (
+        "const fs = require('fs');\n"  # a spoilt world does not find it in every version of Node.js
         "function main(n) {\n"
         "  for (const owner of [Object, Array, String, Function, RegExp, Promise, Buffer, Uint8Array, Map, Error])\n"
         "    for (const name of Object.getOwnPropertyNames(owner.prototype))\n"
         "      if (name !== 'constructor') try { owner.prototype[name] = () => 'spoilt' } catch {}\n"
         "  Object.prototype.toJSON = () => 'spoilt';\n"
         "  JSON.parse = JSON.stringify = () => 'spoilt';\n"
-        "  for (const name of ['readSync', 'writeSync', 'fstatSync']) require('fs')[name] = () => 'spoilt';\n"
+        "  for (const name of ['readSync', 'writeSync', 'fstatSync']) fs[name] = () => 'spoilt';\n"
         "  process.exit = process._kill = process.hrtime = () => 'spoilt';\n"
         "  if (n === 2) throw 'thrown';\n"
         "  return n === 3 ? {} : n;\n}\n"

@@ -550,7 +550,7 @@ async def test_a_server_on_which_programs_do_not_run_is_found_out_before_any_ite
     assert double.sessions.sessions == []
 
 
-@pytest.mark.parametrize("language", [Language.JAVASCRIPT, Language.GO, Language.CSHARP])
+@pytest.mark.parametrize("language", [Language.GO, Language.CSHARP])
 async def test_other_languages_are_not_supported(provider: CodeBeakerProvider, language: Language) -> None:
     problem = provider.problem(language)
     assert problem is not None
@@ -682,7 +682,7 @@ async def test_nothing_is_checked_that_nobody_configured(double: CodeBeakerDoubl
 
 async def test_a_server_that_works_is_told_with_its_protocol_and_every_language(double: CodeBeakerDouble) -> None:
     checks = await checked(config_for(double))
-    assert list(checks) == ["codebeaker", "codebeaker_python"]
+    assert list(checks) == ["codebeaker", "codebeaker_python", "codebeaker_javascript"]
     assert checks["codebeaker"] == ("ok", f"{double.url} answers, protocol 0.2.0, and is healthy", "")
     assert checks["codebeaker_python"][0] == "ok"
     assert "on Python, says hello after" in checks["codebeaker_python"][1]

@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from loopaid.config import Config, SandboxSection
-from loopaid.model import STATUSES, Isolation, ItemStatus, Language, Shape
+from loopaid.model import STATUSES, Isolation, ItemStatus, Language, ProgramError, Shape
 from loopaid.providers.base import EndedBy, Program, SessionEnded, Window, WindowEnd
-from loopaid.providers.local.protocol import KILL, encode_frame
+from loopaid.providers.local.protocol import KILL, encode_frame, encode_window
 from loopaid.providers.local.provider import open_local_provider
 from loopaid.providers.local.session import LocalSession
 from loopaid.wire.rows import Row, decode_extra
@@ -87,6 +87,32 @@ async def test_a_kill_that_comes_late_means_nothing(start: Start) -> None:
     assert driven.outcomes == [(ItemStatus.OK, b"2")]
 
 
+@pytest.mark.parametrize("at_first", ["pass", "signal.signal(signal.SIGXCPU, signal.SIG_IGN)"])
+async def test_an_item_that_nobody_watches_ends_by_the_time_that_it_computes(start: Start, at_first: str) -> None:
+    driven = await start(f"import signal\n{at_first}\ndef main(n):\n    while n == 2: pass\n    return n\n")
+    window = Window("b", 0, 3, 1, b"1\n2\n3", None, 200, stop_on_error=False)
+    session = driven.session
+    with session._in_use():
+        await session._write(encode_window(window, session._from_rows.seq, cpu_s=1), trio.current_time() + 5)
+        end = await session._collect(window, 60, driven.deliver)
+    assert (end.done, end.tainted) == (2, False)
+    assert driven.outcomes == [(ItemStatus.OK, b"1"), (ItemStatus.TIMEOUT, b"")]
+    assert decode_extra(driven.rows[1].extra or b"").error == ProgramError(
+        "Timeout", "the item used more CPU than timeout_ms = 200 allows on all processors"
+    )
+    assert driven.rows[1].latency_us < 60_000_000
+    await driven.run(b"3")
+    assert driven.outcomes == [(ItemStatus.OK, b"3")]
+
+
+async def test_an_item_may_compute_on_all_processors_for_its_time(start: Start) -> None:
+    driven = await start("import resource\ndef main(n):\n    return resource.getrlimit(resource.RLIMIT_CPU)\n")
+    await driven.run(b"1", timeout_ms=10_000)
+    ((_, output),) = driven.outcomes
+    soft, hard = json.loads(output)
+    assert 10 * (os.cpu_count() or 1) < soft < hard < 11 * (os.cpu_count() or 1) + 3
+
+
 async def test_a_parent_that_does_not_kill_is_killed_itself(start: Start) -> None:
     driven = await start("import os, time\ndef main(n):\n    os.kill(os.getppid(), 19)\n    time.sleep(1000)\n")
     with pytest.raises(SessionEnded) as ended:
@@ -111,8 +137,8 @@ async def test_a_process_killed_from_outside_ends_its_session(start: Start) -> N
 
 async def test_one_that_died_before_it_had_an_item_is_replaced(start: Start) -> None:
     driven = await start(
-        "import os\nif os.getpid() == 4:\n    os.kill(os.getpid(), 9)\ndef main(n):\n    return n\n"
-    )  # 1 is bubblewrap, 2 the harness, 3 tried the module, 4 is ahead
+        "import os\nif os.getpid() == 7:\n    os.kill(os.getpid(), 9)\ndef main(n):\n    return n\n"
+    )  # 1 is bubblewrap, 2 the harness, 3 to 5 compiled, 6 tried the module, 7 is ahead
     (harness,) = _children(*_children(driven.session.pid))
     with trio.fail_after(5):
         while not (ahead := _children(harness)):  # LOADED is said before it is forked

@@ -15,7 +15,8 @@ from loopaid.model import Check, CheckState, Language
 from loopaid.providers.base import StartFailed
 from loopaid.providers.codebeaker.connection import connect, open_stream
 from loopaid.providers.codebeaker.endpoint import ConnectFailed, ConnectTrouble, Endpoint, RpcFailed
-from loopaid.providers.codebeaker.provider import LANGUAGES, open_codebeaker_provider, read_token
+from loopaid.providers.codebeaker.provider import open_codebeaker_provider, read_token
+from loopaid.providers.codebeaker.windows import REMOTES
 from loopaid.wire.codebeaker import Initialized
 
 STATUS_LINE_BYTES_MAX: Final = 4096
@@ -46,7 +47,11 @@ async def check_codebeaker(config: Config, environ: Mapping[str, str] = os.envir
         nursery.cancel_scope.cancel()
     if server.state is not CheckState.OK:
         return [server]
-    return [server, *[await _language(config, environ, language, bad) for language in LANGUAGES]]
+    languages = [
+        await _language(config, environ, language, bad if language is Language.PYTHON else CheckState.WARN)
+        for language in REMOTES
+    ]
+    return [server, *languages]
 
 
 async def _server(nursery: trio.Nursery, endpoint: Endpoint, timeout_s: float, bad: CheckState) -> Check:

@@ -12,7 +12,8 @@ from typing import Final
 
 import msgspec
 
-from loopaid.providers.codebeaker.windows import program_reading, program_text
+from loopaid.model import Language
+from loopaid.providers.codebeaker.windows import REMOTES, Remote
 from loopaid.wire.codebeaker import (
     CommandReply,
     Execute,
@@ -49,24 +50,27 @@ Ask = Callable[[Execute | Shell, float], Awaitable[CommandReply]]
 """Sends a command to the session; the reply must come within so many seconds."""
 
 
-async def run_command(ask: Ask, runtime: Runtime, language: str, payload: str, tag: str, limit_s: float) -> Printed:
+async def run_command(
+    ask: Ask, runtime: Runtime, language: Language, remote_language: str, payload: str, tag: str, limit_s: float
+) -> Printed:
     """Run the supervisor on one window, which takes `limit_s` at most if all goes well. Raises NotStarted, and what
     `ask` raises."""
+    remote = REMOTES[language]
     if runtime is Runtime.DOCKER:
-        return await _in_container(ask, payload, tag, limit_s)
-    reply = await ask(Execute(language, program_text(payload)), limit_s)
+        return await _in_container(ask, remote, payload, tag, limit_s)
+    reply = await ask(Execute(remote_language, remote.program(payload)), limit_s)
     stdout = reply.result if isinstance(reply.result, str) else ""
     return Printed(_checked(reply, stdout), "" if reply.success else first_line(reply.error or "it failed"))
 
 
-async def _in_container(ask: Ask, payload: str, tag: str, limit_s: float) -> Printed:
-    env, source = {PAYLOAD_VARIABLE: payload}, f"os.environ.pop({PAYLOAD_VARIABLE!r})"
+async def _in_container(ask: Ask, remote: Remote, payload: str, tag: str, limit_s: float) -> Printed:
+    env, program = {PAYLOAD_VARIABLE: payload}, remote.program_from_environment(PAYLOAD_VARIABLE)
     if len(payload) > PIECE_CHARS:
         path = f"/tmp/loopaid-{tag}"  # noqa: S108 - in the container, and nobody else knows the name
         await _upload(ask, payload, path)
-        env, source = {}, f"(lambda path: (open(path).read(), os.unlink(path))[0])({path!r})"
-    program = ["python3", "-u", "-c", program_reading(source)]
-    reply = await ask(Shell("timeout", ["-k", "1", str(math.ceil(limit_s)), *program], env), limit_s + 1)
+        env, program = {}, remote.program_from_file(path)
+    argv = ["-k", "1", str(math.ceil(limit_s)), *remote.command, program]
+    reply = await ask(Shell("timeout", argv, env), limit_s + 1)
     output = reply.result if isinstance(reply.result, ShellOutput) else ShellOutput()
     stdout = _checked(reply, output.stdout or "")
     failure = ""

@@ -24,7 +24,7 @@ from loopaid.providers.base import LoadFailed, Program, SessionEnded, StartFaile
 from loopaid.providers.codebeaker.endpoint import CLOSED, ConnectFailed, Endpoint, RpcFailed
 from loopaid.providers.codebeaker.server import Server
 from loopaid.providers.codebeaker.session import CodeBeakerSession, Terms
-from loopaid.providers.codebeaker.windows import BUDGET_S, Settings
+from loopaid.providers.codebeaker.windows import BUDGET_S, REMOTES, Settings
 from loopaid.providers.local.protocol import SessionLimits
 from loopaid.wire.codebeaker import CreateSession, Runtime, SessionCreated, Trouble, reason_of, trouble_of
 from loopaid.wire.rows import Row
@@ -42,10 +42,11 @@ MISCONFIGURED_S: Final = 30.0
 IDLE_SHARE: Final = 0.45
 """Of the server's idle time: it forgets every other use of a session."""
 LIFETIME_SHARE: Final = 0.8
-LANGUAGES: Final = (Language.PYTHON,)
-"""Those whose harness can be sent."""
 CREDENTIAL: Final = "codebeaker-token"
-_HELLO: Final = Program(0, "", Language.PYTHON, Shape.FUNCTION, "def main(input_data):\n    return input_data\n")
+_HELLO: Final = {
+    Language.PYTHON: "def main(input_data):\n    return input_data\n",
+    Language.JAVASCRIPT: "function main(input_data) {\n    return input_data;\n}\n",
+}
 
 
 class CodeBeakerProvider:
@@ -85,10 +86,10 @@ class CodeBeakerProvider:
 
     def problem(self, language: Language, isolation: Isolation = Isolation.SESSION) -> ErrorInfo | None:
         """Every isolation is there."""
-        if language not in LANGUAGES:
+        if language not in REMOTES:
             return ErrorInfo(
                 code=ErrorCode.UNSUPPORTED_LANGUAGE,
-                message=f"{language} cannot be sent to a CodeBeaker server by this version; python can",
+                message=f"{language} cannot be sent to a CodeBeaker server by this version; {', '.join(REMOTES)} can",
             )
         why, since = self._cannot.get(language, ("", 0.0))
         if why and trio.current_time() < since + MISCONFIGURED_S:
@@ -108,7 +109,7 @@ class CodeBeakerProvider:
         await self._server.look()
 
     async def start(self, language: Language, session_id: str) -> CodeBeakerSession:
-        if language not in LANGUAGES:
+        if language not in REMOTES:
             raise StartFailed(f"{language} cannot be sent to a CodeBeaker server")
         async with self._creating:
             try:
@@ -165,7 +166,8 @@ class CodeBeakerProvider:
         window = Window("hello", 0, 1, 1, b"1", None, 10_000, False)
         answers: list[Row] = []
         try:
-            await session.load(_HELLO, timeout_s=10.0)
+            hello = Program(0, "", session.language, Shape.FUNCTION, _HELLO[session.language])
+            await session.load(hello, timeout_s=10.0)
             await session.run(window, lambda _, __, rows: answers.extend(rows))
             if [row.output for row in answers] != [b"1"]:
                 raise StartFailed(f"a program that returns its input answered {answers!r}")

@@ -189,7 +189,13 @@ class CodeBeakerSession:
         limit_s = self._load_s + BUDGET_S + window.timeout_ms / 1000 + self._terms.reply_slack_s
         try:
             return await run_command(
-                self._ask, self._runtime, self._remote_language, remote.payload(), remote.tag, limit_s
+                self._ask,
+                self._runtime,
+                self.language,
+                self._remote_language,
+                remote.payload(),
+                remote.tag,
+                limit_s,
             )
         except ConnectionLost as lost:
             self._end(EndedBy.OUTSIDE, str(lost))

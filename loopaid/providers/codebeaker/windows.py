@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from loopaid.errors import ProtocolViolation
-from loopaid.model import ItemStatus, ProgramError
+from loopaid.model import ItemStatus, Language, ProgramError
 from loopaid.providers.base import LoadFailed, Program, Window
 from loopaid.providers.local.protocol import (
     End,
@@ -95,7 +95,7 @@ class RemoteWindow:
         """The argument of the supervisor's `main`: two objects, of which the first is always the same."""
         limits, program = self._settings.limits, self._program
         frames = encode_load(program, limits.row_bytes_max)
-        frames += encode_window(self._window, self._seq, apart=False)
+        frames += encode_window(self._window, self._seq)
         order = {
             "tag": self.tag,
             "frames": frames.decode("latin-1"),
@@ -106,7 +106,7 @@ class RemoteWindow:
             "row_bytes_max": limits.row_bytes_max,
             "settings": {**msgspec.to_builtins(limits), "limits": self._settings.rlimits},
         }
-        return f"{_packed_harness()}.{_packed(order)}"
+        return f"{_packed_harness(REMOTES[program.language].harness)}.{_packed(order)}"
 
     def outcome(self, stdout: str) -> Outcome:
         """Read what the command printed. Raises LoadFailed, and ProtocolViolation for what no supervisor says."""
@@ -160,12 +160,17 @@ class RemoteWindow:
                 status, latency_us = ItemStatus.TIMEOUT, ending.ran_us
                 error = timeout_error(self._window.timeout_ms)
             case _:
-                status, latency_us = ItemStatus.PROGRAM_ERROR, 0
-                error = ProgramError("ProcessEnded", f"the program's process ended: {ending.why}")
+                (status, error), latency_us = self._death(ending), 0
         if len(rows) == self._window.count:  # behind its last item
             return Outcome(block, rows, complete=True, version=version)
         own, row = self.own_row(len(rows), status, latency_us, ending.with_error(error))
         return Outcome(block + own, [*rows, row], complete=True, version=version)
+
+    def _death(self, ending: _Ending) -> tuple[ItemStatus, ProgramError]:
+        words = REMOTES[self._program.language].out_of_memory
+        if words is not None and words in ending.stderr:
+            return ItemStatus.MEMORY_LIMIT, ProgramError("MemoryLimit", f"out of memory: {ending.why}")
+        return ItemStatus.PROGRAM_ERROR, ProgramError("ProcessEnded", f"the program's process ended: {ending.why}")
 
     def own_row(self, position: int, status: ItemStatus, latency_us: int, extra: Extra) -> tuple[bytes, Row]:
         """An outcome that we decide, encoded and decoded."""
@@ -173,19 +178,55 @@ class RemoteWindow:
         return encoded, msgspec.msgpack.decode(encoded, type=Row)
 
 
-def program_text(payload: str) -> str:
-    """A whole program for `execute`."""
-    return f"{_source('loopaid.providers.codebeaker')}\nmain({payload!r})\n"
+class Remote(msgspec.Struct, frozen=True):
+    """How a language is run there: its supervisor and the harness of local sessions, by their files, and how a program
+    that calls the supervisor is told of its payload. `command` takes a program as its last argument. A process that
+    dies with `out_of_memory` among its words had no memory left."""
+
+    supervisor: str
+    harness: str
+    command: tuple[str, ...]
+    from_environment: str
+    from_file: str
+    out_of_memory: str | None = None
+
+    def program(self, payload: str) -> str:
+        """A whole program for `execute`."""
+        return self._calling(f'"{payload}"')
+
+    def program_from_environment(self, variable: str) -> str:
+        return self._calling(self.from_environment.format(variable))
+
+    def program_from_file(self, path: str) -> str:
+        return self._calling(self.from_file.format(path))
+
+    def _calling(self, expression: str) -> str:
+        return f"{_source('loopaid.providers.codebeaker', self.supervisor)}\nmain({expression})\n"
 
 
-def program_reading(expression: str) -> str:
-    """The same, with the payload from where it was put: a Python expression."""
-    return f"{_source('loopaid.providers.codebeaker')}\nmain({expression})\n"
+REMOTES: Final = {
+    Language.PYTHON: Remote(
+        supervisor="python.py",
+        harness="python.py",
+        command=("python3", "-u", "-c"),
+        from_environment="os.environ.pop('{0}')",
+        from_file="(lambda path: (open(path).read(), os.unlink(path))[0])('{0}')",
+    ),
+    Language.JAVASCRIPT: Remote(
+        supervisor="javascript.js",
+        harness="javascript.js",
+        command=("node", "-e"),
+        from_environment="((name) => [process.env[name], delete process.env[name]][0])('{0}')",
+        from_file="((path) => [fs.readFileSync(path, 'latin1'), fs.unlinkSync(path)][0])('{0}')",
+        out_of_memory="out of memory",
+    ),
+}
+"""The languages whose programs can be sent."""
 
 
 @functools.cache
-def _packed_harness() -> str:
-    return _packed({"harness": _source("loopaid.providers.local")})
+def _packed_harness(harness: str) -> str:
+    return _packed({"harness": _source("loopaid.providers.local", harness)})
 
 
 def _packed(order: dict[str, object]) -> str:
@@ -193,5 +234,5 @@ def _packed(order: dict[str, object]) -> str:
 
 
 @functools.cache
-def _source(package: str) -> str:
-    return importlib.resources.files(package).joinpath("harness/python.py").read_text(encoding="utf-8")
+def _source(package: str, file: str) -> str:
+    return importlib.resources.files(package).joinpath("harness", file).read_text(encoding="utf-8")

@@ -24,8 +24,10 @@ _CODE_RANGE_BYTES: Final = 512 * _MIB
 """Newer Node.js reserves this much for machine code, of which it uses little; the kernel counts all of it as data."""
 
 
-PYTHON_HARNESS: Final = "python.py"
+PYTHON_HARNESS: Final = "start.py"
 """Of sessions of Python, and of the parents of items in other languages."""
+_BESIDE: Final = {PYTHON_HARNESS: {"python.py"}}
+"""What a harness finds in the directory that it is in."""
 SPAWNER: Final = ("zygote.py", "spawner.py")
 """The parent of items in languages that cannot fork."""
 _WITHOUT_PARENT: Final = frozenset((Isolation.SESSION, Isolation.PROCESS))
@@ -36,8 +38,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
 
     `toolchain` says so to people. `command` starts `executable`, the path of the harness follows; `harness` is the
     file below harness/, or the name of what `compiler` makes. `limiter` comes in front of it, for who cannot bound
-    itself. `read_only` are the directories it needs beside those of the system, as (outside, inside). `settings` are
-    what its harness is told beyond what all are. `isolations` are the levels that it has.
+    itself. `read_only` are the directories it needs beside those of the system, as (outside, inside). `settings` and
+    `environment` are what its harness is told beyond what all are. `isolations` are the levels that it has.
 
     At isolation `item` the files `parent` below harness/ start a process for each item. They are Python:
     `parent_command` starts the one that a harness in another language gives way to. A process that dies with
@@ -53,6 +55,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     limiter: tuple[str, ...] = ()
     read_only: tuple[tuple[str, str], ...] = ()
     settings: Mapping[str, object] = {}
+    environment: Mapping[str, str] = {}
     isolations: frozenset[Isolation] = frozenset(Isolation)
     parent: tuple[str, ...] = ("zygote.py",)
     parent_command: tuple[str, ...] = ()
@@ -63,7 +66,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     def harness_files(self) -> set[str]:
         """The files below harness/ that its processes start with; what `compiler` makes is none."""
         own = {self.harness} if self.compiler is None else set()
-        return own | {PYTHON_HARNESS} if self.parent_command else own
+        started = own | {PYTHON_HARNESS} if self.parent_command else own
+        return started.union(*(_BESIDE.get(each, ()) for each in started))
 
 
 def find_runtimes(
@@ -110,6 +114,7 @@ def _python(config: Config, run_as: int | None, _: Runtime | None) -> Runtime:
         # -I -S: no environment variables, no site. -u: what a killed item printed is already in the file.
         command=(found.executable, "-I", "-S", "-u", "-X", "utf8"),
         harness=PYTHON_HARNESS,
+        environment={"LD_BIND_NOW": "1"},  # or each child that is forked looks for the same symbols
         read_only=found.read_only,
         settings={
             "site_packages": list(found.site_packages),

@@ -106,11 +106,13 @@ def encode_load(program: Program, row_bytes_max: int, parent: Sequence[str] = ()
     return encode_frame(LOAD, msgspec.json.encode(payload))
 
 
-def encode_window(window: Window, seq: int, *, apart: bool) -> bytes:
-    """The RUN of a window whose first row will be `seq`; `apart`: for the parent of processes of one item each."""
-    if not apart:
+def encode_window(window: Window, seq: int, cpu_s: int | None = None) -> bytes:
+    """The RUN of a window whose first row will be `seq`; with `cpu_s`, the seconds of CPU that an item may use, for the
+    parent of processes of one item each."""
+    if cpu_s is None:
         return _encode_run(window, seq)
-    head = msgspec.json.encode({"seq": seq, "count": window.count, "stop_on_error": window.stop_on_error})
+    of_all = {"seq": seq, "count": window.count, "stop_on_error": window.stop_on_error, "cpu_s": cpu_s}
+    head = msgspec.json.encode(of_all)
     items = [
         _encode_run(
             msgspec.structs.replace(
@@ -121,13 +123,14 @@ def encode_window(window: Window, seq: int, *, apart: bool) -> bytes:
                 ids=window.ids and [window.ids[place]],
             ),
             (seq + place) % SEQ_MODULUS,
+            cpu_s=cpu_s,
         )
         for place, text in enumerate(window.inputs.split(b"\n"))
     ]
     return encode_frame(RUN, len(head).to_bytes(4, "big"), head, *items)
 
 
-def _encode_run(window: Window, seq: int) -> bytes:
+def _encode_run(window: Window, seq: int, **more: int) -> bytes:
     meta = msgspec.json.encode(
         {
             "seq": seq,
@@ -138,6 +141,7 @@ def _encode_run(window: Window, seq: int) -> bytes:
             "first": window.first,
             "attempt": window.attempt,
             "ids": window.ids,
+            **more,
         }
     )
     return encode_frame(RUN, len(meta).to_bytes(4, "big"), meta, window.inputs)
@@ -159,6 +163,9 @@ def ended_item(code: int, timeout_ms: int, *, garbled: bool) -> tuple[ItemStatus
     """What became of an item whose process ended with this exit code, or minus signal, and left no row."""
     if code == -signal.SIGKILL and not garbled:  # that is us: killed by anybody else it ends its parent too
         return ItemStatus.TIMEOUT, timeout_error(timeout_ms)
+    if code == -signal.SIGXCPU:
+        reason = f"the item used more CPU than timeout_ms = {timeout_ms} allows on all processors"
+        return ItemStatus.TIMEOUT, ProgramError("Timeout", reason)
     if garbled:
         return ItemStatus.PROGRAM_ERROR, disturbed("what it wrote is not the row of its item")
     return ItemStatus.PROGRAM_ERROR, ProgramError("ProcessEnded", describe_code(code))

@@ -205,6 +205,7 @@ class LocalProvider:
             "TMPDIR": "/tmp",  # noqa: S108
             "LANG": "C.UTF-8",
             "LOOPAID_HARNESS": msgspec.json.encode(settings).decode(),
+            **runtime.environment,
         }
 
 

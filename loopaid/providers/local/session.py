@@ -9,6 +9,7 @@ Long because one owner drives all three pipes: what may follow what is one order
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import select
@@ -52,6 +53,7 @@ from loopaid.wire.rows import SEQ_MODULUS
 COALESCE_S: Final = 0.005
 """As long as a window is meant to last: usually its end comes first."""
 PIPE_BYTES: Final = 1 << 20
+CPUS: Final = os.cpu_count() or 1
 MODULE_MARGIN: Final = 2
 """At isolation `item` the body of the module runs within an item's time, which it is given on top, so many times."""
 _ENDINGS: Final = {
@@ -214,8 +216,9 @@ class LocalSession:
     # --- windows
 
     async def run(self, window: Window, deliver: Deliver) -> WindowEnd:
-        frame = encode_window(window, self._from_rows.seq, apart=self._apart)
         patience = window.timeout_ms / 1000 + KILL_GRACE_S + MODULE_MARGIN * self._module_s
+        cpu_s = math.ceil(patience * CPUS) + 1 if self._apart else None
+        frame = encode_window(window, self._from_rows.seq, cpu_s)
         with self._in_use():
             await self._expect_silence()
             await self._write(frame, trio.current_time() + patience)

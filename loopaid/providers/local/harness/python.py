@@ -21,7 +21,6 @@ believes nothing that comes from here unchecked.
 import builtins
 import errno
 import fcntl
-import json
 import os
 import resource
 import select
@@ -29,13 +28,15 @@ import struct
 import sys
 import time
 import types
-from json.encoder import encode_basestring_ascii
-from json.scanner import make_scanner
+from _json import encode_basestring, encode_basestring_ascii, make_scanner
+from _json import make_encoder as make_json_encoder
+from resource import RLIMIT_CPU, setrlimit
 
 READY, LOADED, LOAD_FAILED, END = 1, 2, 3, 4
 LOAD, RUN, STOP, KILL = 1, 2, 3, 4
 FRAME = struct.Struct(">BI")
 ROW_HEAD = struct.Struct(">BBIBIBBIBI")
+FRAME_SIZE, ROW_HEAD_SIZE = FRAME.size, ROW_HEAD.size
 NO_EXTRA = b"\xc0"
 OK, PROGRAM_ERROR, MEMORY_LIMIT, OUTPUT_LIMIT, INVALID_OUTPUT, INVALID_INPUT = 0, 1, 4, 5, 6, 7
 STOP_CHECK_S = 0.002
@@ -66,14 +67,14 @@ class Pipe:
         self.poll = None
 
     def read_frame(self):
-        buffer = self.buffer
+        buffer = self.buffer or os.read(self.fd, 65536) or os._exit(0)
         while True:
-            if len(buffer) >= FRAME.size:
+            if len(buffer) >= FRAME_SIZE:
                 kind, length = FRAME.unpack_from(buffer)
-                end = FRAME.size + length
+                end = FRAME_SIZE + length
                 if len(buffer) >= end:
                     self.buffer = buffer[end:]
-                    return kind, buffer[FRAME.size : end]
+                    return kind, buffer[FRAME_SIZE:end]
                 parts, missing = [buffer], end - len(buffer)
             else:
                 parts, missing = [buffer], 1
@@ -106,6 +107,7 @@ class Capture:
     def __init__(self, fd, limit):
         self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, CONTROL_FD_MIN)
         self.limit = limit
+        self.flags = fcntl.fcntl(fd, fcntl.F_GETFL)
 
     def take(self):
         """Return (text, truncated, size) of what was written since the last time, and forget it."""
@@ -119,6 +121,14 @@ class Capture:
     def forget(self):
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
+
+    def renew(self):
+        """Make it what it was at first: other processes share its flags, its content and its position."""
+        fd = self.fd
+        if fcntl.fcntl(fd, fcntl.F_GETFL) != self.flags:
+            fcntl.fcntl(fd, fcntl.F_SETFL, self.flags)
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
 
 
 class ItemContext(types.ModuleType):
@@ -144,13 +154,18 @@ class ItemContext(types.ModuleType):
         raise AttributeError("module 'loopaid_item' has no attribute %r" % name)
 
 
-def make_encoder():
-    """A JSON encoder as a function: value, 0 -> pieces of ASCII text. NaN and cycles raise."""
-    make = json.encoder.c_make_encoder
-    if make is None:
-        encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-        return lambda value, _: (encoder.encode(value),)
-    return make({}, refuse, encode_basestring_ascii, None, ":", ",", False, False, False)
+class Decoding:
+    """What the package json tells the scanner. We do without it: with all it imports it is a third of our memory."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float = parse_constant = float
+    parse_int = int
+
+
+def make_encoder(encode_text=encode_basestring_ascii):
+    """A JSON encoder as a function: value, 0 -> pieces of text, ASCII by default. NaN and cycles raise."""
+    return make_json_encoder({}, refuse, encode_text, None, ":", ",", False, False, False)
 
 
 def refuse(value):
@@ -235,11 +250,14 @@ def add_packages(directories, hint):
             site.addsitedir(directory)
 
 
-def compile_program(source):
-    import linecache
+class ProgramLoader:
+    """Where tracebacks find the lines of the program, when there is one."""
 
-    linecache.cache[PROGRAM_FILE] = (len(source), None, source.splitlines(True), PROGRAM_FILE)
-    return compile(source, PROGRAM_FILE, "exec", dont_inherit=True)
+    def __init__(self, source):
+        self.source = source
+
+    def get_source(self, name):
+        return self.source
 
 
 def set_limits(limits):
@@ -279,12 +297,10 @@ class Harness:
         add_packages(settings.get("site_packages", ()), settings.get("packages_hint", ""))
         set_limits(settings["limits"])
         self.pid = os.getpid()
-        self.private = [self.down.fd, self.up, self.rows, self.stdout.fd, self.stderr.fd]
-        os.register_at_fork(after_in_child=self.let_go)
 
     def let_go(self):
         """A child that the program forked and that returns must not go on in our place: it gets no pipe to do so."""
-        for fd in self.private:
+        for fd in (self.down.fd, self.up, self.rows, self.stdout.fd, self.stderr.fd):
             if fd is not None:
                 os.close(fd)
 
@@ -313,11 +329,14 @@ class Harness:
     def load(self, program):
         self.digest = program["digest"]
         self.shape = program["shape"]
+        self.loader = ProgramLoader(program["source"])
         if program["parent"] is not None:
-            exec(compile(program["parent"], __file__, "exec"), globals())
+            exec(compiled(program["parent"], __file__), globals())
             Parent(self, program).serve()
         try:
-            self.code = compile_program(program["source"])
+            self.code = compile(program["source"], PROGRAM_FILE, "exec", dont_inherit=True)
+            if self.call is None:
+                os.register_at_fork(after_in_child=self.let_go)
             self.make_call()
         except BaseException as error:  # the program's own code runs at load
             self.send(LOAD_FAILED, self.load_failure(error))
@@ -333,12 +352,14 @@ class Harness:
     def make_call(self):
         """Run the body of the program's module, and forget what it printed: that is no item's."""
         self.call = self.script_call(self.code) if self.shape == "script" else self.function_call(self.code)
-        self.stdout.take()
-        self.stderr.take()
+        if os.lseek(self.stdout.fd, 0, 1) or os.lseek(self.stderr.fd, 0, 1):
+            self.stdout.forget()
+            self.stderr.forget()
 
     def function_call(self, code):
         module = types.ModuleType("program")
         module.__file__ = PROGRAM_FILE
+        module.__loader__ = self.loader
         sys.modules["program"] = module
         exec(code, module.__dict__)
         main = module.__dict__.get("main")
@@ -366,6 +387,7 @@ class Harness:
             sys.modules["__main__"] = module
             namespace = module.__dict__
             namespace["__builtins__"] = builtins
+            namespace["__loader__"] = self.loader
             namespace["input_data"] = input_data
             exec(code, namespace)
             try:
@@ -388,6 +410,11 @@ class Harness:
         window = json_loads(payload[4:meta_end])
         window["digest"] = self.digest
         self.context.__dict__["_window"] = window
+        if "cpu_s" in window:  # of an item with a process of its own; should nobody else watch it, the kernel does
+            try:
+                setrlimit(RLIMIT_CPU, (window["cpu_s"], window["cpu_s"] + 1))
+            except ValueError:  # there is a lower limit
+                pass
         return self.run_items(window, str(payload[meta_end:], "utf-8"))
 
     def run_items(self, window, text):
@@ -404,7 +431,7 @@ class Harness:
             error = None
             try:
                 value, position = scan(text, position)
-            except (StopIteration, ValueError, RecursionError) as failure:
+            except (StopIteration, ValueError, RecursionError, SystemError) as failure:
                 status, encoded, begin, end = INVALID_INPUT, b"", looked, looked
                 error = {"type": "InvalidInput", "message": text_of(failure)}
                 position += len(text[position:].partition("\n")[0])
@@ -431,7 +458,7 @@ class Harness:
             extra = NO_EXTRA
             if error is not None or lseek(out_fd, 0, 1) or lseek(err_fd, 0, 1):
                 status, encoded, extra = self.extra(status, encoded, error)
-            size = ROW_HEAD.size + len(encoded) + len(extra)
+            size = ROW_HEAD_SIZE + len(encoded) + len(extra)
             latency = int((end - begin) * 1e6)
             head = pack(0x96, 0xCE, size, 0xCE, (seq + done) & 0xFFFFFFFF, status, 0xCE, latency, 0xC6, len(encoded))
             if write(rows, head + encoded + extra) != size:
@@ -491,21 +518,22 @@ class Harness:
     digest = ""
 
 
-scan_once = make_scanner(json.JSONDecoder())
-encode_text = json.JSONEncoder(ensure_ascii=False).encode
+scan_once = make_scanner(Decoding)
+encode_words = make_encoder(encode_basestring)
 
 
 def json_bytes(value):
     """What we say ourselves; half a surrogate pair in a program's words has no UTF-8 and becomes a `?`."""
-    return encode_text(value).encode("utf-8", "replace")
+    return "".join(encode_words(value, 0)).encode("utf-8", "replace")
 
 
-def json_loads(data, decode=json.JSONDecoder().decode):
-    return decode(str(data, "utf-8"))
+def json_loads(data):
+    return scan_once(str(data, "utf-8"), 0)[0]
 
 
 def main():
     settings = json_loads(os.environb.pop(b"LOOPAID_HARNESS"))
+    os.environb.pop(b"LD_BIND_NOW", None)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     harness = Harness(settings)

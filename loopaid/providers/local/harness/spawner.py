@@ -13,14 +13,14 @@ class Spawner(Zygote):
         self.frame = memoryview(FRAME.pack(LOAD, len(frame)) + frame)
 
     def begin(self):
-        child = Child()
-        child.feed(self.frame)
+        child = Child(self.its_input, self.its_result, self.frame)
+        child.feed()
         return child
 
     def outcome(self):
         """READY comes first."""
         _, said = self.frame_at(0)
-        return self.frame_at(FRAME.size + len(said))
+        return self.frame_at(FRAME_SIZE + len(said))
 
     def try_module(self):
         self.become_harness(os.dup(self.harness.rows))

@@ -1,6 +1,6 @@
 """Isolation `item`: the warm parent of processes that run one item each. Executed in the globals of python.py.
 
-    down   RUN  `length u32 | JSON: seq count stop_on_error | for each item a RUN as python.py knows it, of one item`
+    down   RUN  `length u32 | JSON: seq count stop_on_error cpu_s | for each item a RUN as python.py knows it, of one`
            KILL `seq u32`: this item takes too long; means nothing once it is over
     up     END  says, if the item behind those done ended without a row, with which `exit` code or (negative) signal,
            and whether what it left instead of a row was `garbled`
@@ -17,66 +17,60 @@ none. What it must not reach:
   be put right, and every survivor, taints the session.
 """
 
-import ast
-import ctypes
 import gc
 import mmap
-import signal
-from signal import SIGKILL
+from os import WNOHANG
+from select import PIPE_BUF, POLLIN, POLLOUT
+from _ctypes import call_cdeclfunction, dlopen, dlsym
+from _signal import ITIMER_REAL, SIG_DFL, SIGKILL, SIGXCPU, setitimer, signal
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
+PRCTL, WAITPID = dlsym(dlopen(None, 0), "prctl"), dlsym(dlopen(None, 0), "waitpid")
 LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
+ANY_CHILD = (1 << 32) - 1
+"""-1 as a C int; one that is negative costs an exception on the way."""
 BROKEN = 70
 """Exit code of a child in which the harness itself failed."""
+REHEARSALS = 100
+"""The interpreter adapts code that has run some ten times, bit by bit."""
 TMP = "/tmp"
 TIDY_S = 0.05
 
 
 class Child:
-    """The process of one item, and our ends of its pipes. It may be fed before it is forked, or later."""
+    """The process of one item, and our ends of its pipes; its own have the same two numbers in all children. It may be
+    given what it is to read before it is forked, or later."""
 
-    def __init__(self):
+    def __init__(self, its_input, its_result, *unfed):
         self.pid = None
         self.killed = self.late = self.fed = False
-        self.unfed = []
-        self.its_input, self.input = os.pipe()
-        self.result, self.its_result = os.pipe()
-        self.its_input, self.its_result = lifted(self.its_input), lifted(self.its_result)
-        os.set_blocking(self.input, False)
-        os.set_blocking(self.result, False)
+        self.unfed = list(unfed)
+        pipe, dup2, close, set_blocking = os.pipe, os.dup2, os.close, os.set_blocking
+        theirs, self.input = pipe()
+        dup2(theirs, its_input, False)
+        close(theirs)
+        self.result, theirs = pipe()
+        dup2(theirs, its_result, False)
+        close(theirs)
+        set_blocking(self.input, False)
+        set_blocking(self.result, False)
 
-    def began(self, pid):
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
-        os.close(self.its_input)
-        os.close(self.its_result)
-
-    def feed(self, frame):
-        """Give it a frame to read, a memoryview, behind those that it was given before."""
-        self.unfed.append(frame)
-        self.pump()
-
-    def end_input(self):
-        """There will be no more."""
-        self.fed = True
-        self.pump()
-
-    def pump(self):
-        """Write what the pipe takes of that."""
+    def feed(self, *last):
+        """Write what the pipe takes of the memoryviews in `unfed`, and end it behind the `last` one."""
+        unfed = self.unfed
+        if last:
+            unfed += last
+            self.fed = True
         try:
-            while self.unfed:
-                self.unfed[0] = self.unfed[0][os.write(self.input, self.unfed[0]) :]
-                if not self.unfed[0]:
-                    del self.unfed[0]
+            while unfed:
+                unfed[0] = unfed[0][os.write(self.input, unfed[0]) :]
+                if not unfed[0]:
+                    del unfed[0]
         except BlockingIOError:
             return
         except BrokenPipeError:
-            self.unfed.clear()
+            unfed.clear()
         if self.fed:
-            self.close_input()
-
-    def close_input(self):
-        if self.input is not None:
             os.close(self.input)
             self.input = None
 
@@ -87,26 +81,35 @@ class Child:
         self.killed = True
         os.kill(self.pid, SIGKILL)
 
-    def bury(self):
-        """Return its exit code, or minus the signal that ended it."""
-        _, status = os.waitpid(self.pid, 0)
-        self.close_input()
+    def bury(self, cpu_s=None):
+        """Return its exit code, or minus the signal that ended it: SIGXCPU also if it did not heed that, when it used
+        more than `cpu_s`."""
+        _, status, used = os.wait4(self.pid, 0)
+        self.close()
+        code = os.waitstatus_to_exitcode(status)
+        if code == -SIGKILL and not self.killed and cpu_s is not None and used.ru_utime + used.ru_stime >= cpu_s:
+            return -SIGXCPU
+        return code
+
+    def close(self):
+        if self.input is not None:
+            os.close(self.input)
         os.close(self.result)
         os.close(self.pidfd)
-        return os.waitstatus_to_exitcode(status)
 
 
 class Zygote:
     def __init__(self, harness, program):
         self.harness = harness
-        self.down = harness.down
+        self.down, self.rows = harness.down, harness.rows
+        self.its_input, self.its_result = lifted(os.dup(self.down.fd)), lifted(os.dup(self.rows))
+        harness.down, harness.rows = Pipe(self.its_input), self.its_result  # for the harness in a child
         self.row = memoryview(uninherited(program["row_bytes_max"] + 1))
         self.filled = 0
         self.ahead = None
         self.stopping = False
-        self.prctl = ctypes.CDLL(None).prctl
-        self.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-        self.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        prctl(PR_SET_DUMPABLE, 0)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.condition = find_condition()
         self.tmp = tmp_state()
         self.program = program
@@ -138,7 +141,7 @@ class Zygote:
         return data
 
     def read_head(self):
-        return FRAME.unpack(self.read(FRAME.size))
+        return FRAME.unpack(self.read(FRAME_SIZE))
 
     def read_uninherited(self, size):
         memory = memoryview(uninherited(size))
@@ -161,17 +164,40 @@ class Zygote:
 
     def make_ready(self):
         """Do once what every child would have to do for itself."""
-        source = self.program["source"]
-        self.harness.code = compile_program(source)
-        import_ahead(source)
+        self.rehearse()
+        self.harness.code = compiled(self.program["source"], PROGRAM_FILE)
+        import_ahead(self.harness.code)
         gc.collect()
         gc.freeze()
+
+    def rehearse(self):
+        """Do what a child does, with a program and an item of our own, until the interpreter has adapted to it: what it
+        writes down of that is then not for each child to write, into pages that have to be copied first."""
+        harness = self.harness
+        shape, harness.shape = harness.shape, "function"
+        harness.code = compile("def main(value):\n    return value\n", PROGRAM_FILE, "exec")
+        meta = json_bytes({"seq": 0, "count": 1, "stop_on_error": False, "eager_stop": False})
+        item = len(meta).to_bytes(4, "big") + meta + b'{"a":[1]}'
+        for _ in range(REHEARSALS):
+            child = self.begin()
+            os.write(child.input, FRAME.pack(RUN, len(item)) + item)
+            self.execute()
+            os.close(child.input)
+            os.close(child.result)
+        try:
+            os.register_at_fork(after_in_child=None)  # is refused, but makes itself ready to be called
+        except TypeError:
+            pass
+        harness.shape = shape
+        harness.context.__dict__["_window"] = {}
+        harness.call = None
+        del sys.modules["program"]
 
     def load(self):
         """Try the body of the program's module, with which all children begin, in one that is thrown away."""
         began = time.perf_counter()
         child = self.begin()
-        child.end_input()
+        child.feed(b"")
         self.fork(child, self.try_module)
         self.follow(child, None)
         code = child.bury()
@@ -191,10 +217,10 @@ class Zygote:
 
     def frame_at(self, begin):
         """The kind and the payload of the frame in `row`, whose first byte is at `begin`; 0 when there is none."""
-        begin += FRAME.size
+        begin += FRAME_SIZE
         if self.filled < begin:
             return 0, b""
-        kind, length = FRAME.unpack_from(self.row, begin - FRAME.size)
+        kind, length = FRAME.unpack_from(self.row, begin - FRAME_SIZE)
         return kind, bytes(self.row[begin : min(begin + length, self.filled)])
 
     def run(self, length):
@@ -213,19 +239,22 @@ class Zygote:
         position = written = 0
         end = {"done": 0, "tainted": False, "exit": None, "garbled": False}
         for done in range(window["count"]):
-            stop = position + FRAME.size + FRAME.unpack_from(items, position)[1]
+            stop = position + FRAME_SIZE + FRAME.unpack_from(items, position)[1]
             seq = (window["seq"] + done) & 0xFFFFFFFF
             child = self.run_item(seq, items[position:stop])
             position = stop
-            code = child.bury()
-            end["tainted"] = not self.is_clean(child)
             status = self.row_status(seq)
             if status is None:
+                code = child.bury(window["cpu_s"])
+                end["tainted"] = not self.is_clean(child)
                 if code == -SIGKILL and not child.killed:
                     end_like(code)  # by whom nobody knows: then it is the session that is lost
                 end["exit"], end["garbled"] = code, self.filled > 0 and not child.late
                 return end
-            write_all(self.harness.rows, self.row[: self.filled])
+            os.waitpid(child.pid, 0)
+            child.close()
+            end["tainted"] = not self.is_clean(child)
+            write_all(self.rows, self.row[: self.filled])
             end["done"] = done + 1
             written += self.filled
             if self.down.is_waiting():
@@ -242,6 +271,7 @@ class Zygote:
         self.fork(self.ahead, self.execute)
 
     def run_item(self, seq, frame):
+        """Return the child, which has ended, but is not buried."""
         child, self.ahead = self.ahead, None
         if child is not None and child.has_ended():  # before it had anything to do
             child.bury()
@@ -249,7 +279,6 @@ class Zygote:
         if child is None:
             child = self.begin()
         child.feed(frame)
-        child.end_input()
         if child.pid is None:
             self.fork(child, self.execute)
         self.follow(child, seq)
@@ -257,48 +286,49 @@ class Zygote:
 
     def begin(self):
         """A child to be, with what it is to read before its item."""
-        return Child()
+        return Child(self.its_input, self.its_result)
 
     def follow(self, child, seq):
         """Move bytes until the child has ended. What it wrote is in `row` then."""
-        self.filled = 0
+        row, result, pidfd, down = self.row, child.result, child.pidfd, self.down.fd
+        readv, filled, ended = os.readv, 0, False
         poll = select.poll()
-        for fd in (self.down.fd, child.pidfd, child.result):
-            poll.register(fd, select.POLLIN)
+        poll.register(down, POLLIN)
+        poll.register(pidfd, POLLIN)
+        poll.register(result, POLLIN)
         if child.unfed:
-            poll.register(child.input, select.POLLOUT)
-        ended = False
+            poll.register(child.input, POLLOUT)
         while not ended:
             for fd, _ in poll.poll():
-                if fd == child.pidfd:
+                if fd == pidfd:
                     ended = True
-                elif fd == self.down.fd:
+                elif fd == result:
+                    size = readv(result, [row[filled:]])
+                    filled += size
+                    if not size or (filled < PIPE_BUF and seq is not None):  # a row is written at once
+                        poll.unregister(result)
+                    elif filled == len(row):
+                        child.kill()  # longer than any row
+                        poll.unregister(result)
+                elif fd == down:
                     self.obey(child, seq)
-                elif fd == child.result:
-                    if not self.take(child):
-                        poll.unregister(fd)
                 else:
-                    child.pump()
+                    child.feed()
                     if not child.unfed:
                         poll.unregister(fd)
-        while self.take(child):
-            pass
-
-    def take(self, child):
-        """Read of the child's row what is there; False when there is nothing more."""
-        if self.filled == len(self.row):
-            child.kill()  # longer than any row
-            return False
         try:
-            size = os.readv(child.result, [self.row[self.filled :]])
-        except BlockingIOError:
-            return False
-        self.filled += size
-        return size > 0
+            while filled < len(row):
+                size = readv(result, [row[filled:]])
+                if not size:
+                    break
+                filled += size
+        except BlockingIOError:  # somebody else has it, too
+            pass
+        self.filled = filled
 
     def row_status(self, seq):
         """The status in what the child wrote, None if that is not the row of this item and nothing else."""
-        if self.filled < ROW_HEAD.size:
+        if self.filled < ROW_HEAD_SIZE:
             return None
         array, _, size, _, number, status, _, _, _, _ = ROW_HEAD.unpack_from(self.row)
         return status if (array, size, number) == (0x96, self.filled, seq) else None
@@ -320,20 +350,18 @@ class Zygote:
         return True
 
     def is_alone(self):
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return True
-        return False
+        """Whether no child is left, dead ones aside. Not by os.waitpid, which raises an exception for that."""
+        pid = 1
+        while pid > 0:
+            pid = call_cdeclfunction(WAITPID, (ANY_CHILD, None, WNOHANG))
+        return pid < 0
 
     def tidy(self):
         """Remove all files, in a child: names of files may be what an item worked on."""
-        self.harness.private = [self.down.fd, self.harness.up, self.harness.rows]
         pid = os.fork()
         if pid == 0:
             try:
-                signal.setitimer(signal.ITIMER_REAL, TIDY_S)  # which ends it
+                setitimer(ITIMER_REAL, TIDY_S)  # which ends it
                 remove_entries(TMP)
                 os.chmod(TMP, self.tmp[0] & 0o7777)
             finally:
@@ -343,29 +371,32 @@ class Zygote:
     # --- in the child
 
     def fork(self, child, work):
-        harness = self.harness
-        for capture in (harness.stdout, harness.stderr):
-            fcntl.fcntl(capture.fd, fcntl.F_SETFL, os.O_APPEND)  # a child may have changed that for all
-            capture.forget()
-        harness.private = [self.down.fd, harness.up, harness.rows, child.input, child.result]
+        harness, close = self.harness, os.close
+        harness.stdout.renew()
+        harness.stderr.renew()
         pid = os.fork()
         if pid:
-            child.began(pid)
+            child.pid = pid
+            child.pidfd = os.pidfd_open(pid)
+            close(self.its_input)
+            close(self.its_result)
             return
         try:
-            self.become(child)
+            close(self.down.fd)
+            close(self.rows)
+            close(harness.up)
+            close(child.result)
+            if child.input is not None:
+                close(child.input)
+            harness.up = None
+            os.register_at_fork(after_in_child=harness.let_go)
+            if not harness.sweeps:
+                os.setpgrp()
+                prctl(PR_SET_PDEATHSIG, SIGKILL)
             work()
             os._exit(0)
         finally:
             os._exit(BROKEN)
-
-    def become(self, child):
-        harness = self.harness
-        harness.down, harness.rows, harness.up = Pipe(child.its_input), child.its_result, None
-        harness.private = [child.its_input, child.its_result, harness.stdout.fd, harness.stderr.fd]
-        if not harness.sweeps:
-            os.setpgrp()
-            self.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
 
     def try_module(self):
         harness = self.harness
@@ -392,6 +423,11 @@ def raiser(error):
         raise error
 
     return fail
+
+
+def prctl(option, value):
+    """Like ctypes, without what that brings along."""
+    call_cdeclfunction(PRCTL, (option, value, 0, 0, 0))
 
 
 def uninherited(size):
@@ -422,25 +458,32 @@ def tmp_state():
     return status.st_mode, status.st_size
 
 
-def import_ahead(source):
-    """Import what the program will. No code of its own runs: modules come from where nobody in here can write."""
-    import traceback
-
-    try:
-        statements = ast.parse(source).body
-    except MemoryError:  # that of a long expression takes many times the memory of its code
-        return
-    for statement in statements:
+def import_ahead(code):
+    """Import what the body of a module will. No code of its own runs: modules come from where nobody in here can
+    write."""
+    for name, part in imports(code):
         try:
-            if isinstance(statement, ast.Import):
-                for alias in statement.names:
-                    __import__(alias.name)
-            elif isinstance(statement, ast.ImportFrom) and not statement.level:
-                __import__(statement.module, None, None, [alias.name for alias in statement.names])
-            elif isinstance(statement, ast.AsyncFunctionDef):
-                import asyncio
+            __import__(name, None, None, [part] if part else None)
         except BaseException:  # the program will be told when it tries
             pass
+
+
+def imports(code):
+    """What compiled code imports, as (module, name to be found in it or None)."""
+    from opcode import EXTENDED_ARG, opmap
+
+    names = dict(enumerate(code.co_names))
+    module, extended = "", 0
+    for operation, argument in zip(code.co_code[::2], code.co_code[1::2]):
+        argument |= extended
+        extended = argument << 8 if operation == EXTENDED_ARG else 0
+        if operation == opmap["IMPORT_NAME"]:
+            module = names.get(argument, "")
+            yield module, None
+        elif operation == opmap["IMPORT_FROM"]:
+            yield module, names.get(argument)
+    if any(isinstance(part, types.CodeType) and part.co_flags & CO_COROUTINE for part in code.co_consts):
+        yield "asyncio", None
 
 
 def remove_entries(directory):
@@ -458,7 +501,7 @@ def end_like(code):
     """As at isolation `session`, where this would have been our own end."""
     if code < 0:
         if code != -SIGKILL:
-            signal.signal(-code, signal.SIG_DFL)
+            signal(-code, SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(abs(code))
 

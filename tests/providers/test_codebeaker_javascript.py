@@ -1,0 +1,188 @@
+"""JavaScript on a CodeBeaker server: the contract, and what becomes of items that break, on both runtimes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from loopaid.config import load_config
+from loopaid.model import STATUSES, Isolation, Language, Shape
+from loopaid.providers.base import LoadFailed, Program, SessionEnded, Window, WindowEnd
+from loopaid.providers.codebeaker.provider import CodeBeakerProvider, open_codebeaker_provider
+from loopaid.providers.codebeaker.session import CodeBeakerSession
+from loopaid.testing.codebeaker_double import CodeBeakerDouble, open_codebeaker_double
+from loopaid.wire.rows import Row, decode_extra
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_S = 60
+RETURN = "function main(input) {\n  return input;\n}\n"
+
+
+@pytest.fixture(params=["NodeJs", "Docker"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[CodeBeakerDouble]:
+    with trio.fail_after(PATIENCE_S):
+        async with open_codebeaker_double() as double:
+            yield double
+
+
+@pytest.fixture
+async def provider(double: CodeBeakerDouble, runtime: str) -> AsyncIterator[CodeBeakerProvider]:
+    environ = {
+        "LOOPAID_CODEBEAKER__URL": double.url,
+        "LOOPAID_CODEBEAKER__LANGUAGE_MAPPING__JAVASCRIPT": "nodejs",
+        "LOOPAID_CODEBEAKER__RUNTIME_MAPPING__JAVASCRIPT": runtime,
+        "LOOPAID_LIMITS__OUTPUT_BYTES_MAX": str(8 << 20),
+    }
+    config = load_config(None, environ, system_file=Path("/no/such/file")).config
+    async with open_codebeaker_provider(config, environ={}) as provider:
+        yield provider
+
+
+async def session_of(provider: CodeBeakerProvider, source: str = RETURN) -> CodeBeakerSession:
+    session = await provider.start(Language.JAVASCRIPT, "s-1")
+    shape = Shape.FUNCTION if "function main" in source else Shape.SCRIPT
+    await session.load(Program(0, "d" * 64, Language.JAVASCRIPT, shape, source, Isolation.SESSION), timeout_s=2.0)
+    return session
+
+
+async def ran(
+    session: CodeBeakerSession, inputs: list[Any], *, timeout_ms: int = 2000, stop: bool = False
+) -> tuple[list[Row], WindowEnd]:
+    text = b"\n".join(msgspec.json.encode(each) for each in inputs)
+    rows: list[Row] = []
+    window = Window("batch", 0, len(inputs), 1, text, None, timeout_ms, stop)
+    return rows, await session.run(window, lambda _, __, new: rows.extend(new))
+
+
+def statuses(rows: list[Row]) -> list[str]:
+    return [str(STATUSES[row.status]) for row in rows]
+
+
+def error_of(row: Row) -> tuple[str, str]:
+    error = decode_extra(row.extra or b"").error
+    assert error is not None
+    return error.type, error.message
+
+
+async def test_a_window_is_one_command_and_every_item_of_javascript_has_its_row(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble, runtime: str
+) -> None:
+    session = await session_of(provider)
+    assert {stored.config.language for stored in double.sessions.sessions} == {"nodejs"}
+    before = double.requests["session.execute"]
+    values = [None, 0, "é\u2028\U0001f600", {"a": [1.5, True]}, "x" * 5000]
+    rows, end = await ran(session, values)
+    assert (statuses(rows), [json.loads(row.output) for row in rows]) == (["ok"] * 5, values)
+    assert (end.done, session.sandbox) == (5, f"codebeaker:{runtime}")
+    assert double.requests["session.execute"] - before == 1
+    assert session.version.split(".")[0].isdecimal()
+
+
+async def test_a_script_knows_its_item_and_what_it_prints_is_kept(provider: CodeBeakerProvider) -> None:
+    session = await session_of(provider, "console.log('said', input_data);\nresult = loopaidItem.id;\n")
+    rows, _ = await ran(session, [7, 8])
+    assert [json.loads(row.output) for row in rows] == ["0", "1"]
+    assert decode_extra(rows[1].extra or b"").stdout == "said 8\n"
+
+
+async def test_an_endless_item_is_ended_alone_and_the_rest_was_not_begun(provider: CodeBeakerProvider) -> None:
+    session = await session_of(provider, "function main(n) {\n  while (n);\n  return n;\n}\n")
+    rows, end = await ran(session, [0, 1, 0], timeout_ms=200)
+    assert (statuses(rows), end.done) == (["ok", "timeout"], 2)
+    assert statuses((await ran(session, [0], timeout_ms=200))[0]) == ["ok"]
+
+
+async def test_what_ends_the_process_is_the_items_own_doing(provider: CodeBeakerProvider) -> None:
+    source = (
+        "function main(n) {\n  require('fs').writeSync(1, 'last words\\n');\n  if (n) process.reallyExit(n);\n"
+        "  return n;\n}\n"
+    )
+    session = await session_of(provider, source)
+    rows, end = await ran(session, [0, 3, 0])
+    assert (statuses(rows), end.done) == (["ok", "program_error"], 2)
+    assert error_of(rows[1]) == ("ProcessEnded", "the program's process ended: exit code 3")
+    assert decode_extra(rows[1].extra or b"").stdout == "last words\n"
+
+
+async def test_behind_the_first_error_nothing_of_the_window_is_run(provider: CodeBeakerProvider) -> None:
+    session = await session_of(
+        provider, "function main(n) {\n  if (!n) throw new RangeError('none');\n  return n;\n}\n"
+    )
+    rows, end = await ran(session, [1, 0, 1], stop=True)
+    assert (statuses(rows), end.done) == (["ok", "program_error"], 2)
+    assert error_of(rows[1]) == ("RangeError", "none")
+
+
+async def test_a_window_of_long_items_ends_after_a_second(provider: CodeBeakerProvider) -> None:
+    source = "async function main(ms) {\n  await new Promise((go) => setTimeout(go, ms));\n  return ms;\n}\n"
+    session = await session_of(provider, source)
+    rows, end = await ran(session, [600] * 8)
+    assert statuses(rows) == ["ok"] * end.done
+    assert end.done < 8
+
+
+async def test_source_that_does_not_load_and_one_that_does_not_end(provider: CodeBeakerProvider) -> None:
+    session = await session_of(provider, "function main( {")
+    with pytest.raises(LoadFailed) as failure:
+        await ran(session, [1])
+    assert failure.value.error.type == "SyntaxError"
+    session = await session_of(provider, "for (;;);\nfunction main() {}\n")
+    with pytest.raises(LoadFailed, match="no answer within 2 s"):
+        await ran(session, [1])
+
+
+async def test_memory_is_bounded_there(provider: CodeBeakerProvider) -> None:
+    session = await session_of(provider, "function main(n) {\n  const kept = [];\n  for (;;) kept.push([n, n]);\n}\n")
+    rows, end = await ran(session, [1, 1], timeout_ms=50_000)
+    assert (statuses(rows), end.done) == (["memory_limit"], 1)
+
+
+async def test_megabytes_pass_both_ways(provider: CodeBeakerProvider) -> None:
+    session = await session_of(provider)
+    value = "".join(chr(0x4E00 + (number * 7919) % 20000) for number in range(900_000))
+    rows, _ = await ran(session, [value, 1])
+    assert [json.loads(row.output) for row in rows] == [value, 1]
+
+
+@pytest.mark.parametrize("pipe", ["rows", "up"])
+async def test_forged_rows_end_the_session_and_a_forged_end_counts_for_nothing(
+    provider: CodeBeakerProvider, pipe: str
+) -> None:
+    """Elsewhere Node.js has descriptors of its own, and dies of what is written to them."""
+    source = f"""
+const fs = require('fs');
+
+function main(data) {{
+  for (const fd of fs.readdirSync('/proc/self/fd')) {{
+    try {{
+      if (fs.readlinkSync('/proc/self/fd/' + fd).includes('/{pipe}')) fs.writeSync(Number(fd), data);
+    }} catch {{}}
+  }}
+  return 1;
+}}
+"""
+    session = await session_of(provider, source)
+    forged = "x" * 40 if pipe == "rows" else "\4\0\0\0\2{}"
+    with pytest.raises(SessionEnded, match="protocol violation"):
+        await ran(session, [forged, forged])
+
+
+async def test_nothing_is_left_in_tmp(provider: CodeBeakerProvider) -> None:
+    session = await session_of(provider, "function main() {\n  return __dirname && process.argv[1];\n}\n")
+    (row,) = (await ran(session, [1]))[0]
+    directory = Path(json.loads(row.output)).parent
+    assert directory.name.startswith("loopaid-")
+    assert not directory.exists()
