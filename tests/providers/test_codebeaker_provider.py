@@ -388,6 +388,48 @@ async def test_members_that_are_null_are_as_if_they_were_not_there(
     assert (ended.by, ended.reason) == (EndedBy.OUTSIDE, "a command ended without a word: it failed")
 
 
+async def test_what_a_server_does_to_text_and_says_beside_it_changes_no_row(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble
+) -> None:
+    session = await session_of(provider)
+    call = session._connection.call
+
+    async def changed(method: str, params: Any, *, timeout_s: float) -> msgspec.Raw:
+        reply = json.loads(bytes(await call(method, params, timeout_s=timeout_s)))
+        reply |= {"result": "noise\r\n" + reply["result"].replace("\n", "\r\n") + "\r", "error": "DeprecationWarning"}
+        return msgspec.Raw(json.dumps(reply).encode())
+
+    session._connection.call = changed  # type: ignore[method-assign]
+    heard, end = await ran(session, [1, "x"])
+    assert (heard.outputs, end.done) == ([1, "x"], 2)
+
+
+async def test_on_docker_the_exit_code_decides_whatever_the_success_flag(double: CodeBeakerDouble) -> None:
+    async with provider_for(double, codebeaker__runtime_mapping__python="Docker") as provider:
+        session = await session_of(provider)
+        result = (
+            '{"success":true,"result":{"stdout":"","stderr":"timeout: no python3\\n at","exitCode":127},"error":null}'
+        )
+        reply = f'{{"jsonrpc":"2.0","id":{session._connection._rpc._last_id + 1},"result":{result},"error":null}}'
+        double.faults.plan(Fault(FaultKind.GARBAGE, text=reply))
+        heard, ended = await lost(session, [1])
+        assert (heard.rows, ended.by) == ([], EndedBy.OUTSIDE)
+        assert ended.reason == "a command ended without a word: timeout: no python3"
+
+
+async def test_sessions_of_others_are_neither_asked_for_nor_touched(double: CodeBeakerDouble) -> None:
+    async with provider_for(double) as theirs:
+        other = await session_of(theirs)
+        async with provider_for(double) as provider:
+            session = await session_of(provider)
+            assert (await ran(session, [1]))[0].outputs == [1]
+            await provider.look()
+            await session.aclose()
+        assert [stored.id for stored in double.sessions.sessions] == [other._remote_id]
+        assert double.requests["session.list"] == 0
+        assert (await ran(other, [2]))[0].outputs == [2]
+
+
 @pytest.mark.parametrize(
     ("url", "authority"),
     [
