@@ -26,16 +26,17 @@ import resource
 import select
 import struct
 import sys
-import time
 import types
 from _json import encode_basestring, encode_basestring_ascii, make_scanner
 from _json import make_encoder as make_json_encoder
 from resource import RLIMIT_CPU, setrlimit
+from time import perf_counter
 
 READY, LOADED, LOAD_FAILED, END = 1, 2, 3, 4
 LOAD, RUN, STOP, KILL = 1, 2, 3, 4
 FRAME = struct.Struct(">BI")
 ROW_HEAD = struct.Struct(">BBIBIBBIBI")
+unpack_length = struct.Struct(">I").unpack_from
 FRAME_SIZE, ROW_HEAD_SIZE = FRAME.size, ROW_HEAD.size
 NO_EXTRA = b"\xc0"
 OK, PROGRAM_ERROR, MEMORY_LIMIT, OUTPUT_LIMIT, INVALID_OUTPUT, INVALID_INPUT = 0, 1, 4, 5, 6, 7
@@ -61,13 +62,14 @@ class NoResult(Exception):
 class Pipe:
     """Frames from the daemon: blocking reads when there is nothing to do, a look in between when there is."""
 
-    def __init__(self, fd):
+    def __init__(self, fd, expected=65536):
         self.fd = fd
+        self.expected = expected
         self.buffer = b""
         self.poll = None
 
     def read_frame(self):
-        buffer = self.buffer or os.read(self.fd, 65536) or os._exit(0)
+        buffer = self.buffer or os.read(self.fd, self.expected) or os._exit(0)
         while True:
             if len(buffer) >= FRAME_SIZE:
                 kind, length = FRAME.unpack_from(buffer)
@@ -406,7 +408,7 @@ class Harness:
         self.send(END, {"done": done, "tainted": tainted, "rss_bytes": rss_bytes})
 
     def run_window(self, payload):
-        meta_end = 4 + int.from_bytes(payload[:4], "big")
+        meta_end = 4 + unpack_length(payload)[0]
         window = json_loads(payload[4:meta_end])
         window["digest"] = self.digest
         self.context.__dict__["_window"] = window
@@ -419,7 +421,7 @@ class Harness:
 
     def run_items(self, window, text):
         # Everything on the item's path is a local name: this loop is what a trivial item costs.
-        call, encode, scan, clock = self.call, self.encode, scan_once, time.perf_counter
+        call, encode, scan, clock = self.call, self.encode, scan_once, perf_counter
         write, rows, pack, lseek = os.write, self.rows, ROW_HEAD.pack, os.lseek
         out_fd, err_fd, limit = self.stdout.fd, self.stderr.fd, self.output_bytes_max
         stop_on_error, patience = window["stop_on_error"], 0 if window["eager_stop"] else STOP_CHECK_S

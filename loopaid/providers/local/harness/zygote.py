@@ -29,6 +29,8 @@ PRCTL, WAITPID = dlsym(dlopen(None, 0), "prctl"), dlsym(dlopen(None, 0), "waitpi
 LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 ANY_CHILD = (1 << 32) - 1
 """-1 as a C int; one that is negative costs an exception on the way."""
+SMALL = 479
+"""Bytes of a frame that is read in one piece: for as many the interpreter has room in its own pools."""
 BROKEN = 70
 """Exit code of a child in which the harness itself failed."""
 REHEARSALS = 100
@@ -103,7 +105,9 @@ class Zygote:
         self.harness = harness
         self.down, self.rows = harness.down, harness.rows
         self.its_input, self.its_result = lifted(os.dup(self.down.fd)), lifted(os.dup(self.rows))
-        harness.down, harness.rows = Pipe(self.its_input), self.its_result  # for the harness in a child
+        # for the harness in a child
+        harness.down, harness.rows = Pipe(self.its_input, SMALL), self.its_result
+        self.let_go = harness.let_go
         self.row = memoryview(uninherited(program["row_bytes_max"] + 1))
         self.filled = 0
         self.ahead = None
@@ -195,7 +199,7 @@ class Zygote:
 
     def load(self):
         """Try the body of the program's module, with which all children begin, in one that is thrown away."""
-        began = time.perf_counter()
+        began = perf_counter()
         child = self.begin()
         child.feed(b"")
         self.fork(child, self.try_module)
@@ -204,7 +208,7 @@ class Zygote:
         self.is_clean(child)
         kind, said = self.outcome()
         if kind == LOADED:
-            self.harness.send(LOADED, {"took_s": time.perf_counter() - began})
+            self.harness.send(LOADED, {"took_s": perf_counter() - began})
             self.prepare()
         elif code == 0 and kind == LOAD_FAILED:
             write_all(self.harness.up, FRAME.pack(LOAD_FAILED, len(said)) + said)
@@ -255,6 +259,8 @@ class Zygote:
             child.close()
             end["tainted"] = not self.is_clean(child)
             write_all(self.rows, self.row[: self.filled])
+            if status == PROGRAM_ERROR:
+                import traceback  # which takes ten items' time: it is not to be each child's that fails
             end["done"] = done + 1
             written += self.filled
             if self.down.is_waiting():
@@ -389,7 +395,7 @@ class Zygote:
             if child.input is not None:
                 close(child.input)
             harness.up = None
-            os.register_at_fork(after_in_child=harness.let_go)
+            os.register_at_fork(after_in_child=self.let_go)
             if not harness.sweeps:
                 os.setpgrp()
                 prctl(PR_SET_PDEATHSIG, SIGKILL)
