@@ -214,7 +214,7 @@ REMOTES: Final = {
     ),
     Language.JAVASCRIPT: Remote(
         supervisor="javascript.js",
-        harness="javascript.js",
+        harness="javascript.cjs",
         command=("node", "-e"),
         from_environment="((name) => [process.env[name], delete process.env[name]][0])('{0}')",
         from_file="((path) => [fs.readFileSync(path, 'latin1'), fs.unlinkSync(path)][0])('{0}')",

@@ -133,7 +133,7 @@ def _javascript(config: Config, run_as: int | None, python: Runtime | None) -> R
     section, memory_bytes = config.pool.javascript, config.sandbox.memory_bytes
     found = find_node(section.interpreter, section.environment, run_as=run_as)
     limits = resource_limits(config.sandbox)
-    if found.version >= _RESERVES_CODE:
+    if found.flavour == "Deno" or found.version >= _RESERVES_CODE:
         limits["DATA"] += _CODE_RANGE_BYTES
     # The heap ends first, in words, and leaves room for what V8 and Node.js keep beside it.
     heap_mib = max(memory_bytes // 2, memory_bytes - 160 * _MIB) // _MIB
@@ -143,12 +143,9 @@ def _javascript(config: Config, run_as: int | None, python: Runtime | None) -> R
         toolchain=str(found),
         executable=found.executable,
         limiter=(found.prlimit, *(f"--{name.lower()}={value}" for name, value in limits.items())),
-        command=(
-            found.executable,
-            f"--max-old-space-size={heap_mib}",
-            "--v8-pool-size=1",  # threads count against processes_max, and their stacks against the memory
-        ),
-        harness="javascript.js",
+        command=(found.executable, *_javascript_options(found.flavour == "Deno", heap_mib)),
+        environment=_DENO_ENVIRONMENT if found.flavour == "Deno" else {},
+        harness="javascript.cjs",
         read_only=found.read_only + (python.read_only if python else ()),
         settings={"environment": found.environment, "limits": limits},
         isolations=frozenset(Isolation) if python else _WITHOUT_PARENT,
@@ -156,6 +153,17 @@ def _javascript(config: Config, run_as: int | None, python: Runtime | None) -> R
         parent_command=python.command if python else (),
         out_of_memory="out of memory",
     )
+
+
+def _javascript_options(is_deno: bool, heap_mib: int) -> tuple[str, ...]:
+    heap = f"--max-old-space-size={heap_mib}"
+    if is_deno:  # it has a sandbox of its own, in which programs would not find what Node.js has
+        return ("run", "--allow-all", "--quiet", "--no-config", "--no-lock", "--no-npm", f"--v8-flags={heap}")
+    return (heap, "--v8-pool-size=1")  # threads count against processes_max, and their stacks against the memory
+
+
+_DENO_ENVIRONMENT: Final = {"DENO_DIR": "/dev/null", "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1"}
+"""It keeps what it learns of programs, in /tmp if it may, where items would find it."""
 
 
 def _go(config: Config, run_as: int | None, python: Runtime | None) -> Runtime:

@@ -204,8 +204,8 @@ class LocalProvider:
             "HOME": "/tmp",  # noqa: S108 - inside the sandbox
             "TMPDIR": "/tmp",  # noqa: S108
             "LANG": "C.UTF-8",
-            "LOOPAID_HARNESS": msgspec.json.encode(settings).decode(),
             **runtime.environment,
+            "LOOPAID_HARNESS": msgspec.json.encode(settings).decode(),
         }
 
 

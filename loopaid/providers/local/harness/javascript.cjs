@@ -1,7 +1,7 @@
 // What runs inside a JavaScript session: loads one program and executes it on windows of items.
 //
-// The modules of Node.js 18 and nothing else. The protocol stands at the top of python.py, the format of rows in
-// loopaid/wire/rows.py; this file does the same with what Node.js has:
+// The modules of Node.js 18, which Deno has too, and nothing else. The protocol stands at the top of python.py, the
+// format of rows in loopaid/wire/rows.py; this file does the same with what Node.js has:
 //
 // - The pipes are opened anew through /proc, so that no child inherits them, and the one from the daemon twice: to wait
 //   on it between windows, and to look without waiting between items.
@@ -62,13 +62,25 @@ function reopened(fd, flags) {
   return openSync('/proc/self/fd/' + fd, flags);
 }
 
+const SIGXFSZ = 25, SIG_IGN = 1, F_SETFD = 2;
+
+/** Deno closes no descriptor that it has not opened, and has no word for a signal to be ignored, nor for execve. */
+const deno = typeof Deno === 'undefined' ? null : Deno.dlopen('libc.so.6', {
+  close: { parameters: ['i32'], result: 'i32' },
+  execve: { parameters: ['buffer', 'buffer', 'buffer'], result: 'i32' },
+  fcntl: { parameters: ['i32', 'i32', 'i32'], result: 'i32' },
+  signal: { parameters: ['i32', 'usize'], result: 'usize' },
+}).symbols;
+const closeGiven = deno === null ? closeSync : deno.close;
+if (deno !== null) deno.signal(SIGXFSZ, SIG_IGN);
+
 const [downGiven, upGiven, rowsGiven] = settings.fds;
 const down = reopened(downGiven, constants.O_RDONLY);
 const downNow = reopened(downGiven, constants.O_RDONLY | constants.O_NONBLOCK);
 const up = reopened(upGiven, constants.O_WRONLY);
 const rows = reopened(rowsGiven, constants.O_WRONLY);
 const stdout = reopened(1, constants.O_RDWR), stderr = reopened(2, constants.O_RDWR);
-for (let each = 0; each < 3; each++) closeSync(settings.fds[each]);
+for (let each = 0; each < 3; each++) closeGiven(settings.fds[each]);
 
 let buffer = allocUnsafe(1 << 17), filled = 0;
 let scratch = allocUnsafe(1 << 16);
@@ -201,6 +213,8 @@ function errorJson(name, message, trace) {
     quoted(slice(message, 0, MESSAGE_CHARS_MAX)) + (trace ? ',"traceback":' + quoted(trace) : '') + '}';
 }
 
+const INSIDE_DENO = /[ (]ext:/;
+
 function trimmed(stack) {
   if (stack === '') return '';
   const lines = split(stack, '\n');
@@ -208,7 +222,7 @@ function trimmed(stack) {
   for (let each = 0; each < lines.length; each++) {
     const line = lines[each];
     const foreign = indexOf(line, __filename) >= 0 || indexOf(line, 'node:internal/') >= 0 ||
-      indexOf(line, '(node:vm:') >= 0 || indexOf(line, ' node:vm:') >= 0;
+      indexOf(line, '(node:vm:') >= 0 || indexOf(line, ' node:vm:') >= 0 || test(INSIDE_DENO, line);
     if (!(foreign && slice(line, 0, 7) === '    at ')) kept += line + '\n';
   }
   if (moduleUrl) kept = replaceAll(kept, moduleUrl, PROGRAM_FILE);
@@ -672,6 +686,7 @@ const fileBytesMax = settings.limits.FSIZE;
 
 /** Items get processes of their own: let a parent of such, which is a harness in Python, have the session. */
 function standBack() {
+  if (deno !== null) makeWay();
   const { spawn } = require('child_process');
   const [program, ...about] = settings.parent;
   const given = stringify({ ...settings, fds: [3, 4, 5] });
@@ -681,6 +696,20 @@ function standBack() {
   for (const fd of [down, downNow, up, rows, stdout, stderr]) closeSync(fd);
   process.on('SIGUSR1', () => {});  // or it has Node.js listen for a debugger, whoever that may be
   parent.on('exit', (code, signal) => signal === null ? exit(code) : process.kill(process.pid, signal));
+}
+
+/** Become it; on Deno, which would listen for a debugger whatever one does. */
+function makeWay() {
+  const fds = [down, up, rows];
+  for (const fd of fds) deno.fcntl(fd, F_SETFD, 0);
+  const given = { ...process.env, LOOPAID_HARNESS: stringify({ ...settings, fds }) };
+  const words = (list) => list.map((each) => bufferFrom(each + '\0'));
+  const pointers = (list) => {
+    return new BigUint64Array([...list.map((each) => Deno.UnsafePointer.value(Deno.UnsafePointer.of(each))), 0n]);
+  };
+  const about = words(settings.parent), env = words(keys(given).map((name) => name + '=' + given[name]));
+  deno.execve(about[0], pointers(about), pointers(env));
+  exit(BROKEN);
 }
 
 function serve() {
