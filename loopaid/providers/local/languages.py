@@ -43,7 +43,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
 
     At isolation `item` the files `parent` below harness/ start a process for each item. They are Python:
     `parent_command` starts the one that a harness in another language gives way to. A process that dies with
-    `out_of_memory` among its last words had no memory left.
+    one of `out_of_memory` among its last words had no memory left.
     """
 
     language: Language
@@ -59,7 +59,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     isolations: frozenset[Isolation] = frozenset(Isolation)
     parent: tuple[str, ...] = ("zygote.py",)
     parent_command: tuple[str, ...] = ()
-    out_of_memory: str | None = None
+    out_of_memory: tuple[str, ...] = ()
     compiler: Compiler | None = None
 
     @property
@@ -151,7 +151,7 @@ def _javascript(config: Config, run_as: int | None, python: Runtime | None) -> R
         isolations=frozenset(Isolation) if python else _WITHOUT_PARENT,
         parent=SPAWNER,
         parent_command=python.command if python else (),
-        out_of_memory="out of memory",
+        out_of_memory=("out of memory", "std::bad_alloc"),
     )
 
 
@@ -179,7 +179,7 @@ def _go(config: Config, run_as: int | None, python: Runtime | None) -> Runtime:
         isolations=frozenset(Isolation) if python else _WITHOUT_PARENT,
         parent=SPAWNER,
         parent_command=python.command if python else (),
-        out_of_memory="out of memory",
+        out_of_memory=("out of memory",),
         compiler=go_compiler(found),
     )
 

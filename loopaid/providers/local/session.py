@@ -394,10 +394,9 @@ class LocalSession:
 
     def _limit_behind(self, death: str) -> tuple[ItemStatus, ProgramError] | None:
         """The limit that the program met, when it died in a way that looks like its own."""
-        words = self._runtime.out_of_memory
         if self._process.printed_bytes >= self._printed_bytes_max:
             return ItemStatus.OUTPUT_LIMIT, ProgramError("OutputLimit", f"it printed more than it may, and {death}")
-        if words is not None and self._process.said_at_last(words):
+        if any(map(self._process.said_at_last, self._runtime.out_of_memory)):
             return ItemStatus.MEMORY_LIMIT, ProgramError("MemoryLimit", f"out of memory: {death}")
         return None
 
