@@ -208,6 +208,17 @@ async def test_modules_and_top_level_await(run: Run) -> None:
     assert (await run(failing, [1])).results[0].error.traceback == "Error: no\n    at main (program.js:3:9)\n"
 
 
+async def test_typescript_runs_where_its_types_can_be_left_out(run: Run, client: Client) -> None:
+    source = "interface Input { n: number }\nfunction main(input: Input): number {\n  return input.n * 2;\n}\n"
+    ran = await run(source, [{"n": 2}])
+    version = (await client.status()).languages["javascript"].split(".")
+    if (int(version[0]), int(version[1])) >= (22, 13):
+        assert ran.outputs == [4]
+    else:
+        assert ran.statuses == ["compile_error"]
+        assert "TypeScript needs Node.js 22.13 or newer" in ran.errors[0][1]
+
+
 @pytest.mark.parametrize(
     ("source", "kind", "traceback"),
     [

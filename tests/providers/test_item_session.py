@@ -56,18 +56,25 @@ async def start(kind: str, tmp_path: Path) -> AsyncIterator[Start]:
         config = Config(sandbox=SandboxSection(kind=kind))  # type: ignore[arg-type]
         provider = await stack.enter_async_context(open_local_provider(config, f"loopaid-test-{os.getpid()}", tmp_path))
 
-        async def start(source: str) -> Driven:
-            session = await provider.start(Language.PYTHON, "s")
+        async def start(source: str, language: Language = Language.PYTHON) -> Driven:
+            session = await provider.start(language, "s")
             stack.push_async_callback(session.aclose)
-            program = Program(0, "digest", Language.PYTHON, Shape.FUNCTION, source, Isolation.ITEM)
+            program = Program(0, "digest", language, Shape.FUNCTION, source, Isolation.ITEM)
             await session.load(program, timeout_s=10)
             return Driven(session)
 
         yield start
 
 
-async def test_an_item_over_its_time_is_killed_and_its_session_lives(start: Start) -> None:
-    driven = await start("def main(n):\n    print('begun', n)\n    while n == 2: pass\n    return n\n")
+ENDLESS_AT_2 = {
+    Language.PYTHON: "def main(n):\n    print('begun', n)\n    while n == 2: pass\n    return n\n",
+    Language.JAVASCRIPT: "function main(n) {\n  console.log('begun', n);\n  while (n === 2);\n  return n;\n}\n",
+}
+
+
+@pytest.mark.parametrize("language", ENDLESS_AT_2)
+async def test_an_item_over_its_time_is_killed_and_its_session_lives(start: Start, language: Language) -> None:
+    driven = await start(ENDLESS_AT_2[language], language)
     end = await driven.run(b"1", b"2", b"3", timeout_ms=100)
     assert (end.done, end.tainted) == (2, False)
     assert driven.outcomes == [(ItemStatus.OK, b"1"), (ItemStatus.TIMEOUT, b"")]
@@ -118,6 +125,32 @@ async def test_a_parent_that_does_not_kill_is_killed_itself(start: Start) -> Non
     with pytest.raises(SessionEnded) as ended:
         await driven.run(b"1", timeout_ms=100)
     assert (ended.value.by, ended.value.status, ended.value.done) == (EndedBy.LIMIT, ItemStatus.TIMEOUT, 0)
+
+
+async def test_an_item_without_memory_says_so_and_its_session_lives(start: Start) -> None:
+    source = "function main(n) {\n  for (const kept = []; n; ) kept.push(new Array(1e5).fill(n));\n  return n;\n}\n"
+    driven = await start(source, Language.JAVASCRIPT)
+    end = await driven.run(b"0", b"1", timeout_ms=30_000)
+    assert (end.done, end.tainted) == (2, False)
+    assert driven.outcomes == [(ItemStatus.OK, b"0"), (ItemStatus.MEMORY_LIMIT, b"")]
+    assert (await driven.run(b"0")).done == 1
+
+
+async def test_a_program_that_fails_to_load_later_fails_its_items(start: Start) -> None:
+    """And not the session: it did well in the process that tried it."""
+    source = (
+        "if (process.pid > 60) throw new TypeError('a late process');\n"  # each takes ten, with its threads
+        "function main(n) {\n  return n;\n}\n"
+    )
+    driven = await start(source, Language.JAVASCRIPT)
+    await driven.run(b"1")
+    assert driven.outcomes == [(ItemStatus.OK, b"1")]
+    with trio.fail_after(20):
+        while driven.outcomes == [(ItemStatus.OK, b"1")]:
+            await driven.run(b"1")
+    assert driven.outcomes == [(ItemStatus.PROGRAM_ERROR, b"")]
+    error = decode_extra(driven.rows[0].extra or b"").error
+    assert error is not None and (error.type, error.message) == ("TypeError", "a late process")
 
 
 @pytest.mark.parametrize("death", ["os._exit(3)", "os.abort()", "ctypes.string_at(0)"])
