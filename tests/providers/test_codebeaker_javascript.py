@@ -180,9 +180,13 @@ function main(data) {{
         await ran(session, [forged, forged])
 
 
-async def test_nothing_is_left_in_tmp(provider: CodeBeakerProvider) -> None:
-    session = await session_of(provider, "function main() {\n  return __dirname && process.argv[1];\n}\n")
+async def test_what_it_needed_of_tmp_is_gone_before_the_first_item(provider: CodeBeakerProvider) -> None:
+    source = (
+        "function main() {\n  const [, path] = process.argv;\n  return [path, require('fs').existsSync(path)];\n}\n"
+    )
+    session = await session_of(provider, source)
     (row,) = (await ran(session, [1]))[0]
-    directory = Path(json.loads(row.output)).parent
-    assert directory.name.startswith("loopaid-")
-    assert not directory.exists()
+    path, is_there = json.loads(row.output)
+    assert Path(path).parent.name.startswith("loopaid-")
+    assert not is_there
+    assert not Path(path).parent.exists()

@@ -79,6 +79,45 @@ async def test_notifications_come_around_a_reply(raw: Any, session: str, double:
     ]
 
 
+async def test_a_reply_comes_in_many_frames_with_a_ping_in_between(
+    raw: Any, session: str, double: CodeBeakerDouble
+) -> None:
+    double.faults.plan(Fault(FaultKind.FRAGMENTED))
+    code = "print('x' * 2500)"
+    await raw.begin("session.execute", {"sessionId": session, "command": {"type": "execute", "code": code}})
+    frames = [await raw.frame(whole=False) for _ in range(4)]
+    assert [kind for kind, _ in frames] == [raw.TEXT, 9, 0, 0]
+    text = b"".join(data for kind, data in frames if kind != 9)
+    assert json.loads(text)["result"]["result"] == "x" * 2500
+
+
+async def test_a_binary_message_comes_before_a_reply(raw: Any, session: str, double: CodeBeakerDouble) -> None:
+    double.faults.plan(Fault(FaultKind.BINARY, text="{}"))
+    await raw.begin("session.execute", {"sessionId": session, "command": EXECUTE})
+    assert await raw.frame() == (raw.BINARY, b"{}")
+    assert (await raw.reply())["result"]["result"] == "done"
+
+
+async def test_a_close_frame_comes_in_place_of_a_reply(raw: Any, session: str, double: CodeBeakerDouble) -> None:
+    double.faults.plan(Fault(FaultKind.CLOSE))
+    await raw.begin("session.execute", {"sessionId": session, "command": EXECUTE})
+    assert await raw.frame() == (raw.CLOSE, b"\x03\xe9Shutting down")
+
+
+async def test_an_earlier_server_knows_the_capital_id_only(raw: Any, session: str, double: CodeBeakerDouble) -> None:
+    double.faults.knows_capitals_only = True
+    assert await raw.failure("session.close", {"sessionId": session}) == (
+        "ArgumentException: Invalid request: sessionId required"
+    )
+    assert (await raw.call("session.close", {"SessionId": session}))["result"]["closed"]
+
+
+async def test_what_is_not_http_is_a_bad_request(dial: Any) -> None:
+    raw = await dial()
+    await raw.stream.send_all(b"\x16\x03\x01\x02\x00\x01")
+    assert (await raw.stream.receive_some()).startswith(b"HTTP/1.1 400 Bad Request")
+
+
 async def test_an_error_is_thrown_that_a_test_chose(raw: Any, session: str, double: CodeBeakerDouble) -> None:
     text = "InvalidOperationException: Environment is not ready: Error"
     double.faults.plan(Fault(FaultKind.ERROR, text=text), Fault(FaultKind.ERROR, "initialize", text="JsonException: x"))
@@ -136,9 +175,8 @@ async def test_nothing_of_a_session_is_left_behind_the_double(raw: Any, session:
 
 
 async def test_it_can_be_started_by_hand_and_ends_when_asked() -> None:
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "loopaid.testing.codebeaker_double", "--port", "0"], stdout=subprocess.PIPE
-    )
+    argv = [sys.executable, "-m", "loopaid.testing.codebeaker_double", "--port", "0"]
+    process = await trio.lowlevel.open_process(argv, stdout=subprocess.PIPE)
     url = (await process.stdout.receive_some()).decode()
     process.send_signal(signal.SIGTERM)
     assert url.startswith("ws://127.0.0.1:")

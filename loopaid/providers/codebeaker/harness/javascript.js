@@ -11,7 +11,7 @@ const { Socket } = require('net');
 const { inflateSync } = require('zlib');
 
 const FRAME_HEAD = 5, ROW_HEAD = 6;
-const LOADED = 2, LOAD_FAILED = 3, END = 4;
+const READY = 1, LOADED = 2, LOAD_FAILED = 3, END = 4;
 const STOP = Buffer.from([3, 0, 0, 0, 0]);
 const MIB = 1 << 20;
 const CODE_RANGE_BYTES = 512 * MIB;  // which newer ones reserve and hardly use, and the kernel counts as data
@@ -116,12 +116,17 @@ class Supervisor {
       if (this.up.length < end) return;
       const kind = this.up[0], payload = this.up.toString('utf8', FRAME_HEAD, end);
       this.up = this.up.subarray(end);
+      if (kind === READY) this.removeDirectory();  // all in it is open, and nobody may come to remove it later
       if (kind === LOADED) this.loaded = performance.now();
       if (kind !== END && kind !== LOAD_FAILED) continue;
       this.drain('rows');  // what it wrote before it said so
       this.tellRows();
       this.ended ??= { how: kind === END ? 'end' : 'load_failed', said: payload };
     }
+  }
+
+  removeDirectory() {
+    fs.rmSync(this.directory, { recursive: true, force: true });
   }
 
   drain(pipe) {
@@ -198,7 +203,7 @@ class Supervisor {
       this.ended[name] = text.toString('utf8');
       this.ended[`${name}_truncated`] = size > limit;
     });
-    fs.rmSync(this.directory, { recursive: true, force: true });
+    this.removeDirectory();
     this.say('end', Buffer.from(JSON.stringify({ ...this.ended, done: this.done, version: this.version })));
     process.reallyExit(0);
   }
