@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -69,7 +70,10 @@ def _main(options: argparse.Namespace) -> int:
     def read() -> Config:
         return load_config(options.config, os.environ).config
 
-    trio.run(live, config, read, state_dir, where, notifier, options.ready_fd)
+    try:
+        trio.run(live, config, read, state_dir, where, notifier, options.ready_fd)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending, and what for is still to be told
     return 0
 
 

@@ -51,6 +51,26 @@ def test_a_state_directory_that_cannot_be_used_is_one_line_and_exit_78(tmp_path:
     )
 
 
+def test_a_daemon_that_ends_by_itself_tells_why_also_when_it_is_asked_to_end(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from loopaid.daemon import main
+
+async def live(*_):
+    raise RuntimeError("a bug")
+
+def tell(kind, error, traceback):
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("told:", error.__cause__ or error, file=sys.stderr)
+
+main.live, sys.excepthook = live, tell
+main.main()
+"""
+    words = ["--state-dir", str(tmp_path / "state"), "--socket", str(tmp_path / "socket")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "told: a bug\n")
+
+
 def test_a_log_that_is_not_there_cannot_be_verified(tmp_path: Path) -> None:
     done = loopaid("--verify-log", "--state-dir", str(tmp_path / "nothing"))
     assert done.returncode == 74
