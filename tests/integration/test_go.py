@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from loopaid.client import Client
-from loopaid.model import Isolation, Item, Language
+from loopaid.model import BatchState, Isolation, Item, Language
 
 Run = Callable[..., Awaitable[Any]]
 
@@ -436,3 +438,39 @@ async def test_items_at_isolation_item_share_nothing(run: Run) -> None:
     ran = await run(source, range(4), max_concurrency=1, isolation=Isolation.ITEM)
     assert ran.outputs == [[1, True]] * 4
     assert len(ran.session_ids) == 1
+
+
+TYPES = "type T0 struct{ A, B int }\n" + "".join(f"type T{n} struct{{ A, B T{n - 1} }}\n" for n in range(1, 40))
+BOMB = f"package main\n\n{TYPES}\nfunc Main(n any) any {{ var a, b T39; return a == b }}\n"
+"""Each type is two of the one before, and to compare such takes more code than there is room in the universe."""
+
+
+@pytest.mark.slow
+@pytest.mark.settings(build__timeout_s=3)
+async def test_a_build_without_end_is_ended_while_others_go_on(client: Client, run: Run) -> None:
+    await client.put_task("python")
+    await client.push_artifact("python", "def main(n):\n    return n\n", language=Language.PYTHON)
+    meanwhile = 0
+    async with trio.open_nursery() as nursery:
+        ended = trio.Event()
+
+        async def build() -> None:
+            ran = await run(BOMB, [1, 2])
+            assert ran.statuses == ["compile_error"] * 2
+            assert ran.errors[0] == ("BuildLimit", "the build took longer than [build] timeout_s = 3")
+            ended.set()
+
+        nursery.start_soon(build)
+        while not ended.is_set():
+            assert (await client.exec("python", meanwhile)).output == meanwhile
+            meanwhile += 1
+    assert meanwhile > 10
+
+
+async def test_a_batch_is_cancelled_while_its_program_is_built(client: Client, push: Any, inside: Any) -> None:
+    await push(BOMB)
+    batch_id = (await client.submit_batch("t", [1])).batch_id
+    while not inside.sessions or all(session._building is None for session in inside.sessions.values()):
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    await client.cancel_batch(batch_id)
+    assert (await inside.ended(batch_id)).state == BatchState.CANCELLED

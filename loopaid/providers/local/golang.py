@@ -213,13 +213,14 @@ def go_sources(shape: Shape, source: str) -> dict[str, bytes]:
     }
 
 
+_PLACE: Final = re.compile(r"[\w./-]*\bprogram\.go(?=:)(?::\d+:\d+\[[^\]]*)?:?")
 _TRACEBACK_CHARS_MAX: Final = 16384
 
 
 def explain(said: str) -> ProgramError:
     """What the compiler says of the program, without the words of `go build` around it."""
     lines = [line for line in said.splitlines() if line and not line.startswith("# ")]
-    lines = [re.sub(r"^(?:\./|[\w/.-]*/)?program\.go:", "program.go:", line) for line in lines]
+    lines = [_PLACE.sub("program.go:", line) for line in lines]
     if any("undefined: program.Main" in line for line in lines):
         lines = ["the program defines no function Main(input)"]
     text = "\n".join(lines)[:_TRACEBACK_CHARS_MAX]
