@@ -75,7 +75,7 @@ def test_a_variable_wins_over_the_file_and_says_so(tmp_path: Path) -> None:
 def test_every_key_can_be_set_by_its_variable() -> None:
     defaults = effective(Config())
     environ = {"LOOPAID_" + key.upper().replace(".", "__"): str(value) for key, value in defaults.items()}
-    loaded = load_config(None, environ, system_file=Path("/nonexistent"))
+    loaded = load_config(None, environ, system_file=Path("/nowhere/at/all"))
     assert loaded.config == Config()
     assert set(loaded.origins.values()) == set(environ)
 
