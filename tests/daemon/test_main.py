@@ -149,3 +149,8 @@ def test_probe_prints_its_checks_and_exits_1_when_one_fails(tmp_path: Path) -> N
     assert broken.returncode == 1
     assert checks["sandbox"]["state"] == "fail" and checks["sandbox"]["detail"].startswith("no_bwrap: ")
     assert "apt install bubblewrap" in checks["sandbox"]["fix"]
+
+
+def test_only_who_has_a_server_pays_for_websockets() -> None:
+    code = "import sys, loopaid.daemon.main; sys.exit('trio_websocket' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,6 @@ from loopaid.config import CodeBeakerSection, Config
 from loopaid.errors import ConfigError, ConnectionLost
 from loopaid.model import Check, CheckState, Language
 from loopaid.providers.base import StartFailed
-from loopaid.providers.codebeaker.connection import connect, open_stream
 from loopaid.providers.codebeaker.endpoint import ConnectFailed, ConnectTrouble, Endpoint, RpcFailed
 from loopaid.providers.codebeaker.provider import open_codebeaker_provider, read_token
 from loopaid.providers.codebeaker.windows import REMOTES
@@ -55,6 +54,8 @@ async def check_codebeaker(config: Config, environ: Mapping[str, str] = os.envir
 
 
 async def _server(nursery: trio.Nursery, endpoint: Endpoint, timeout_s: float, bad: CheckState) -> Check:
+    from loopaid.providers.codebeaker.connection import connect  # only who has a server pays for WebSockets
+
     name = "codebeaker"
     try:
         with trio.fail_after(timeout_s):
@@ -80,6 +81,8 @@ async def _server(nursery: trio.Nursery, endpoint: Endpoint, timeout_s: float, b
 
 async def health_status(endpoint: Endpoint) -> int:
     """What the server answers to a question for its health, as a status of HTTP. Raises ConnectFailed."""
+    from loopaid.providers.codebeaker.connection import open_stream
+
     lines = [b"GET %s HTTP/1.1" % endpoint.health_resource.encode(), b"Host: " + endpoint.authority.encode()]
     lines += [name + b": " + value for name, value in endpoint.headers]
     request = b"\r\n".join([*lines, b"Connection: close", b"", b""])
