@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
 from loopaid.errors import LoopaidError
@@ -29,10 +30,15 @@ class LogWatch:
         is_full = log.health == _FULL
         if is_full and not self._is_told:
             prune = self._settings.command("log", "prune")
-            self._settings.note(
+            self._say(
                 f"the daemon's log is full, and what runs waits: make room on the disk of {log.directory}, where "
                 f"{log.free_bytes / 1e6:.1f} MB are free, or have an admin remove old records: {prune}"
             )
         if self._is_told and not is_full:
-            self._settings.note("there is room for the log again")
+            self._say("there is room for the log again")
         self._is_told = is_full
+
+    def _say(self, text: str) -> None:
+        from loopaid.cli.progress import ERASE_LINE
+
+        self._settings.note(ERASE_LINE + text if sys.stderr.isatty() else text)  # it may hold how far things are

@@ -10,7 +10,7 @@ from typing import IO, Final
 
 _INTERVAL_S: Final = 0.1
 _SHORTEST_S: Final = 1e-3
-_ERASE_LINE: Final = "\r\x1b[K"
+ERASE_LINE: Final = "\r\x1b[K"
 
 
 class Progress:
@@ -30,7 +30,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._shown_at is not None:
-            self._stream.write(_ERASE_LINE)
+            self._stream.write(ERASE_LINE)
             self._stream.flush()
 
     def update(self, done: int, failed: int) -> None:
@@ -40,7 +40,7 @@ class Progress:
         self._shown_at = now
         columns = shutil.get_terminal_size().columns
         rate = (done - self._done_before) / max(now - self._began, _SHORTEST_S)
-        self._stream.write(_ERASE_LINE + progress_text(done, failed, self._total, rate)[: columns - 1])
+        self._stream.write(ERASE_LINE + progress_text(done, failed, self._total, rate)[: columns - 1])
         self._stream.flush()
 
 

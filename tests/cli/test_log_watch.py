@@ -34,6 +34,16 @@ def test_a_full_log_is_told_once_and_its_end_too(
     ]
 
 
+def test_what_is_told_takes_the_place_of_the_progress_on_a_terminal(
+    client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    log = client.log_info()
+    monkeypatch.setattr(client, "log_info", lambda: msgspec.structs.replace(log, health="full"))
+    LogWatch(Settings())(client)
+    assert capsys.readouterr().err.startswith("\r\x1b[Kthe daemon's log is full")
+
+
 def test_a_daemon_that_does_not_tell_changes_nothing(client: Any, capsys: pytest.CaptureFixture[str]) -> None:
     client.raises = LoopaidError(ErrorCode.INTERNAL_ERROR, "not now")
     LogWatch(Settings())(client)
