@@ -113,6 +113,7 @@ def main(n):
     assert set(ran.statuses) == {"ok", "program_error"}
     assert ran.errors[-1] == ("ValueError", "a late process")
     assert 'program.py", line 5' in ran.results[-1].error.traceback
+    assert 'raise ValueError("a late process")' in ran.results[-1].error.traceback
 
 
 async def test_at_item_a_slow_module_takes_no_time_from_its_items(run: Run) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from loopaid.config import Config, SandboxSection
 from loopaid.model import STATUSES, Isolation, ItemStatus, Language, ProgramError, Shape
-from loopaid.providers.base import EndedBy, Program, SessionEnded, Window, WindowEnd
+from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, Window, WindowEnd
 from loopaid.providers.local.protocol import KILL, encode_frame, encode_window
 from loopaid.providers.local.provider import open_local_provider
 from loopaid.providers.local.session import LocalSession
@@ -190,6 +190,33 @@ async def test_modules_are_imported_ahead_of_all_items(start: Start) -> None:
     driven = await start(
         "import sys\nbefore = 'fractions' in sys.modules\nimport fractions\ndef main(n):\n    return before\n"
     )
+    await driven.run(b"1")
+    assert driven.outcomes == [(ItemStatus.OK, b"true")]
+
+
+async def test_an_item_starts_with_no_more_modules_than_it_pays_for(start: Start) -> None:
+    """Each page that the parent has costs each child: these would double them."""
+    driven = await start("import sys\ndef main(names):\n    return [name for name in names if name in sys.modules]\n")
+    await driven.run(b'["json", "re", "enum", "ast", "ctypes", "traceback", "asyncio", "inspect", "fcntl"]')
+    assert driven.outcomes == [(ItemStatus.OK, b'["fcntl"]')]
+
+
+async def test_what_tells_a_failure_is_there_before_the_next_one(start: Start) -> None:
+    driven = await start("import sys\ndef main(n):\n    1 // n\n    return 'traceback' in sys.modules\n")
+    await driven.run(b"1", b"0", b"1")
+    assert driven.outcomes == [(ItemStatus.OK, b"false"), (ItemStatus.PROGRAM_ERROR, b""), (ItemStatus.OK, b"true")]
+
+
+async def test_a_program_that_does_not_compile_is_told_with_its_line(start: Start) -> None:
+    with pytest.raises(LoadFailed) as failed:
+        await start("def main(n):\n    return n n\n")
+    assert failed.value.error.type == "SyntaxError"
+    assert "program.py, line 2" in failed.value.error.message
+    assert "return n n" in failed.value.error.traceback
+
+
+async def test_a_coroutine_of_which_the_library_is_imported_ahead(start: Start) -> None:
+    driven = await start("import sys\nbefore = 'asyncio' in sys.modules\nasync def main(n):\n    return before\n")
     await driven.run(b"1")
     assert driven.outcomes == [(ItemStatus.OK, b"true")]
 
