@@ -108,6 +108,7 @@ class PoolSection(Section, frozen=True):
     python: LanguageSection = LanguageSection(warm_min=1)
     javascript: LanguageSection = LanguageSection()
     go: SessionsSection = SessionsSection()
+    csharp: SessionsSection = SessionsSection()
 
     def languages(self) -> dict[Language, SessionsSection]:
         sections = {name: getattr(self, name) for name in self.__struct_fields__}

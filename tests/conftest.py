@@ -6,6 +6,7 @@ Otherwise a sandbox that does not start on the CI machine would turn its tests i
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Generator, Iterator
@@ -50,6 +51,11 @@ def compilers(shared_builds: Path) -> None:
                     await (await provider.start(language, "prepare")).aclose()
 
     trio.run(prepare)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_mono") and shutil.which("mcs") is None:
+        pytest.skip("Mono is not installed: apt install mono-mcs")
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -19,7 +19,7 @@ REGEX_CHARS_MAX: Final = 256
 """Whether a `/` of JavaScript begins a literal is told by its end, and nobody looks further for that than this."""
 
 
-_MAIN: Final = {Language.GO: "func Main(input T) R"}
+_MAIN: Final = {Language.GO: "func Main(input T) R", Language.CSHARP: "public static object Main(object input)"}
 
 
 def detect_shape(source: str, language: Language) -> Shape:
@@ -175,8 +175,66 @@ def _go(source: str) -> Shape | None:
     return shape
 
 
+# C# --------------------------------------------------------------------------------------------------------------
+
+_CS_HOLE: Final = r"""\{(?:[^{}"]|"(?:\\.|[^"\\\n])*+")*+\}"""
+_CS_TOKEN: Final = re.compile(
+    rf"""(?P<skip>//[^\n]*+|/\*(?s:.*?)(?:\*/|\Z)|'(?:\\.|[^'\\\n])*+'
+        |(?:\$@|@\$)"(?:[^"{{]|""|\{{\{{|{_CS_HOLE})*+"|@"(?:[^"]|"")*+"
+        |\$"(?:\\.|[^"\\{{\n]|\{{\{{|{_CS_HOLE})*+"|"(?:\\.|[^"\\\n])*+")
+    |(?P<type>(?<![:,][ ])(?<!@)\b(?:class|struct|interface|enum|namespace)\b)
+    |(?P<main>\bMain\s*+\()
+    |(?P<declared>(?<![\w.<>\[\]?])(?!(?:else|do|return|await|throw|in|case|goto)\b)\w[\w.<>\[\]?]*+\s++(?=result\b))
+    |(?P<result>(?<![.\w@])result\s*+[-+*/|&]?=(?![=>]))
+    |(?P<open>[({{])|(?P<close>[)}}])""",
+    re.VERBOSE,
+)
+
+
+def _csharp(source: str) -> Shape | None:
+    """Types make a function, where no statement can stand beside them."""
+    if len(source) > PARSED_CHARS_MAX:
+        return _csharp_by_lines(source)
+    depth, typed, shape = 0, False, None
+    for found in _CS_TOKEN.finditer(source):
+        match found.lastgroup:
+            case "open":
+                depth += 1
+            case "close":
+                depth -= 1
+            case "type" if depth == 0:
+                typed = True
+            case "main" if typed:
+                return Shape.FUNCTION
+            case "main":
+                depth += 1
+            case "result" if not typed:
+                shape = Shape.SCRIPT
+    return shape
+
+
+def _csharp_by_lines(source: str) -> Shape | None:
+    if re.search(r"(?m)^(?:(?!class|struct|namespace)\w++[ \t]++)*+(?:class|struct|namespace)\b", source) and re.search(
+        r"\bMain[ \t]*\(", source
+    ):
+        return Shape.FUNCTION
+    return Shape.SCRIPT if re.search(r"(?m)^(?:[\w.<>\[\]?]++[ \t]++)?result[ \t]*=(?![=>])", source) else None
+
+
+def declares_result(source: str) -> bool:
+    """Whether a script in C# says of what type its result is, instead of assigning what is there."""
+    depth = 0
+    for found in _CS_TOKEN.finditer(source):
+        kind = found.lastgroup
+        depth += (kind in ("open", "main")) - (kind == "close")
+        if kind == "declared" and depth == 0:
+            return True
+    return False
+
+
 _DETECTORS: Final[dict[Language, Callable[[str], Shape | None]]] = {
     Language.PYTHON: _python,
     Language.JAVASCRIPT: _javascript,
     Language.GO: _go,
+    Language.CSHARP: _csharp,
 }

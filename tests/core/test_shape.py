@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from loopaid.core.shape import detect_shape
+from loopaid.core.shape import PARSED_CHARS_MAX, declares_result, detect_shape
 from loopaid.errors import LoopaidError
 from loopaid.model import Language, Shape
 
@@ -182,6 +182,91 @@ def test_no_go_is_too_much_for_who_looks_at_it(repeated: str) -> None:
     assert detect_shape("result = 1;\n" + long, Language.GO) is Shape.SCRIPT
     with pytest.raises(LoopaidError):
         detect_shape(long, Language.GO)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "result = input_data;",
+        "using System;\n\nvar result = 1;",
+        "if (input_data == null) { result = 1; } else result += 2;",
+        '// class P\nvar s = "class P {"; var t = @"""class P { Main("; result = s + t;',
+        'result = $"{input_data["class"]} {{ class P";',
+        "var c = '\"'; Func<T, T> F = x => x; result = 1;",
+        "foreach (var n in input_data) { result = n; }",
+        "// long\n" * 10_000 + "result = 1;",
+    ],
+)
+def test_csharp_that_assigns_result_is_a_script(source: str) -> None:
+    assert detect_shape(source, Language.CSHARP) is Shape.SCRIPT
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class P { public static object Main(object n) { var result = n; result = 1; return result; } }",
+        "using System;\nnamespace N {\n  public static class P {\n    static Task<int> Main (int n) => n;\n  }\n}",
+        "struct S { } // x\ninternal sealed class P { static int Main(int n) { return n; } }",
+        "// long\n" * 10_000 + "public static class P {\n  static int Main(int n) { return n; }\n}",
+    ],
+)
+def test_csharp_that_defines_main_in_a_class_is_a_function(source: str) -> None:
+    assert detect_shape(source, Language.CSHARP) is Shape.FUNCTION
+
+
+@pytest.mark.parametrize(
+    "source", ["", "class P { }", "x.result = 1;", "// result = 1", "if (result == 1) { }", "object Main(object n) { }"]
+)
+def test_csharp_that_does_neither_is_refused(source: str) -> None:
+    with pytest.raises(LoopaidError, match="defines `public static object Main"):
+        detect_shape(source, Language.CSHARP)
+
+
+@pytest.mark.parametrize(
+    ("source", "declared"),
+    [
+        ("result = 1;", False),
+        ("if (a) result = 1; else result = 2;", False),
+        ("result = 1; return result;", False),
+        ("var big = 5 > result; F(a, result);", False),
+        ("if (a) { var result = 1; }", False),
+        ("var result = 1;", True),
+        ("long\n result;\nresult = 1;", True),
+        ("Dictionary<string, int[]> result = null;", True),
+        ("System.Int32? result = 5;", True),
+    ],
+)
+def test_csharp_that_declares_its_result_is_known(source: str, declared: bool) -> None:
+    assert declares_result(source) is declared
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        "(",
+        "{",
+        "/",
+        "'",
+        '"',
+        "/* ",
+        "\\",
+        "a ",
+        '$"{',
+        '$"{"',
+        '@"',
+        '$@"{',
+        "a<",
+        "result ",
+        "class ",
+        "Main(",
+        "a\n",
+    ],
+)
+def test_no_csharp_is_too_much_for_who_looks_at_it(repeated: str) -> None:
+    for length in (PARSED_CHARS_MAX, 1_000_000):
+        with pytest.raises(LoopaidError):
+            detect_shape(repeated * (length // len(repeated)), Language.CSHARP)
+    declares_result(repeated * (1_000_000 // len(repeated)))
 
 
 def test_a_source_that_cannot_be_read_is_told_with_its_line() -> None:

@@ -84,6 +84,22 @@ PROGRAMS = {
         error="panic",
         trace="panic: 3 is odd\n\nmain.Main\n\tprogram.go:7\n",
     ),
+    Language.CSHARP: Programs(
+        same="class P {\n  public static object Main(object n) { return n; }\n}\n",
+        plus="class P {{\n  public static long Main(long n) {{ return n + {}; }}\n}}\n",
+        double="using System.Collections.Generic;\n\nclass P {\n"
+        '  public static long Main(Dictionary<string, object> input) { return (long)input["value"] * 2; }\n}\n',
+        double_script='result = new { output = input_data["value"] * 2 };\n',
+        sleep="using System;\nusing System.Threading;\n\nclass P {\n  public static int Main(int ms) {\n"
+        '    Thread.Sleep(Math.Abs(ms));\n    if (ms < 0) throw new ArgumentException("to fail");\n'
+        "    return ms;\n  }\n}\n",
+        ending="class P {\n  public static int Main(int n) { System.Environment.Exit(n); return n; }\n}\n",
+        odd="using System;\n\nclass P {\n  public static object Main(long n) {\n"
+        '    if (n % 2 == 1)\n      throw new ArgumentException($"{n} is odd");\n    return n;\n  }\n}\n',
+        error="ArgumentException",
+        trace="System.ArgumentException: 3 is odd\n  at P.Main (System.Int64 n) in program.cs:6\n",
+        dear=True,
+    ),
 }
 
 
@@ -98,7 +114,12 @@ PLACES = [
 
 @pytest.fixture(
     params=[
-        pytest.param(place, id="-".join(place), marks=[pytest.mark.slow] * (place[2] == "codebeaker"))
+        pytest.param(
+            place,
+            id="-".join(place),
+            marks=[pytest.mark.slow] * (place[2] == "codebeaker")
+            + [pytest.mark.needs_mono] * (place[0] is Language.CSHARP),
+        )
         for place in PLACES
     ]
 )
@@ -202,7 +223,7 @@ async def test_session_reuse_reuses_idle_sessions(
     async def one() -> None:
         batches.append(await run(programs.sleep, [20] * items, max_concurrency=1))
 
-    items = 2 if fleeting else 8
+    items = 2 if dear else 8
 
     for _ in range(4):
         async with trio.open_nursery() as three_at_once:
@@ -240,7 +261,7 @@ async def test_concurrency_limit_is_respected(run: Run, programs: Programs, flee
 
 @pytest.mark.settings(pool__python__warm_min=0)
 async def test_stop_on_first_error_stops_after_first_failure(
-    client: Client, run: Run, programs: Programs, language: Language, fleeting: bool, far: bool
+    client: Client, run: Run, programs: Programs, language: Language, fleeting: bool, far: bool, dear: bool
 ) -> None:
     ran = await run(programs.sleep, [1, -1, 1, 1], max_concurrency=1, stop_on_first_error=True)
     assert ran.statuses == ["ok", "program_error", "skipped", "skipped"]
@@ -253,7 +274,7 @@ async def test_stop_on_first_error_stops_after_first_failure(
         await client.warm_pool(language, 4)
     warm = await run(programs.sleep, [200 if far else 50] * 24, max_concurrency=4)
     assert len(warm.session_ids) == 4
-    ms = 1500 if far else 200  # processes of four windows start there, at their own pace
+    ms = 1500 if far or dear else 200  # processes of four windows start there, at their own pace
     ran = await run(programs.sleep, [-50, ms, ms, ms, 1, 1, 1, 1], max_concurrency=4, stop_on_first_error=True)
     assert ran.statuses == ["program_error", "ok", "ok", "ok", "skipped", "skipped", "skipped", "skipped"]
     failure = ran.results[0]

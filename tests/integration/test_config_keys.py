@@ -128,10 +128,11 @@ SHOWN_BY = {
     },
     "integration/test_languages.py": {
         "test_a_language_has_its_own_size_and_its_own_warm_sessions": (
-            "pool.javascript.size_max pool.javascript.warm_min pool.go.size_max pool.go.warm_min"
+            "pool.javascript.size_max pool.javascript.warm_min pool.go.size_max pool.go.warm_min "
+            "pool.csharp.size_max pool.csharp.warm_min"
         ),
         "test_a_language_that_is_not_there_costs_nothing_and_is_refused_with_what_to_do": (
-            "pool.javascript.interpreter pool.go.interpreter"
+            "pool.javascript.interpreter pool.go.interpreter pool.csharp.interpreter"
         ),
         "test_packages_of_the_environment_can_be_required": "pool.javascript.environment",
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +12,12 @@ import pytest
 from loopaid.model import Language
 
 Run = Callable[..., Awaitable[Any]]
+
+
+def here(languages: Iterable[Language]) -> list[Any]:
+    """Parameters; not every machine has all languages."""
+    return [pytest.param(each, marks=[pytest.mark.needs_mono] * (each is Language.CSHARP)) for each in languages]
+
 
 UNICODE: Final = '"\\u0000 \\u00e9 \\ud83d\\ude00 \\u2028 \\u007f"'
 NESTED: Final = "[" * 200 + "]" * 200
@@ -95,11 +101,26 @@ COLUMNS: Final[dict[Language, tuple[str, dict[str, str]]]] = {
             "1e400": "program_error",
         },
     ),
+    Language.CSHARP: (
+        "class P { public static object Main(object value) { return value; } }\n",
+        {
+            "-0": "0",
+            "1e0": "1.0",
+            "1E2": "100.0",
+            "1e16": "1e+16",
+            "1e21": "1e+21",
+            "1e22": "1e+22",
+            "1e-7": "1e-07",
+            "123456789012345680000.0": "1.2345678901234568e+20",
+            UNICODE: '"\\u0000 é 😀 \u2028 \x7f"',
+            "1e400": "invalid_output",
+        },
+    ),
 }
 """The program, and what comes of a value where that is not the value as it was written."""
 
 
-@pytest.mark.parametrize("language", COLUMNS)
+@pytest.mark.parametrize("language", here(COLUMNS))
 async def test_the_values_at_the_edges(language: Language, run: Run) -> None:
     edges = [*SAME_IN_ALL, *SAME_VALUE, *BEYOND]
     program, column = COLUMNS[language]
@@ -123,7 +144,7 @@ HALVES: Final = {
     Language.PYTHON: "def main(key):\n    return {'\\udc00': 1} if key else ['\\ud800']\n",
     Language.JAVASCRIPT: "const main = (key) => key ? { '\\udc00': 1 } : ['\\ud800'];\n",
 }
-"""Go has no such text."""
+"""Go has no such text, and C# says where it is."""
 
 
 @pytest.mark.parametrize("language", HALVES)
@@ -137,10 +158,12 @@ DEEP: Final = {
     Language.JAVASCRIPT: "function main(n) {\n  let value = 1;\n  while (n--) value = [value];\n  return value;\n}\n",
     Language.GO: "package main\n\nfunc Main(n int) (value any) {\n\tfor ; n > 0; n-- {\n\t\tvalue = []any{value}\n\t}\n"
     "\treturn value\n}\n",
+    Language.CSHARP: "class P {\n  static object Main(int n) {\n    object value = 1;\n"
+    "    for (; n > 0; n--) value = new[] { value };\n    return value;\n  }\n}\n",
 }
 
 
-@pytest.mark.parametrize("language", DEEP)
+@pytest.mark.parametrize("language", here(DEEP))
 async def test_nesting_has_an_end(language: Language, run: Run) -> None:
     ran = await run(DEEP[language], [200, 100_000])
     assert ran.statuses == ["ok", "invalid_output"]

@@ -133,6 +133,7 @@ SETTINGS: dict[ErrorCode, dict[str, object]] = {
     ErrorCode.SANDBOX_UNAVAILABLE: {"sandbox__bwrap": "/nothing/bwrap"},
     ErrorCode.QUEUE_FULL: {"batch__queued_max": 1},
     ErrorCode.POOL_EXHAUSTED: {"pool__lease_wait_ms": 0},
+    ErrorCode.UNSUPPORTED_LANGUAGE: {"pool__go__interpreter": "/nowhere/go"},
 }
 ELSEWHERE: dict[ErrorCode, str] = {
     ErrorCode.LOG_FULL: "faults/test_disk_trouble.py",

@@ -25,12 +25,15 @@ SAME = {
     Language.PYTHON: "def main(value):\n    return value\n",
     Language.JAVASCRIPT: "function main(value) {\n  return value;\n}\n",
     Language.GO: "package main\n\nfunc Main(value any) any { return value }\n",
+    Language.CSHARP: "class P { static object Main(object value) { return value; } }\n",
 }
 DOUBLE = {
     Language.PYTHON: "def main(input_data):\n    return input_data['value'] * 2\n",
     Language.JAVASCRIPT: "const main = async (input) => input.value * 2;\n",
     Language.GO: "package main\n\nfunc Main(input map[string]any) (any, error) {\n"
     '\treturn input["value"].(float64) * 2, nil\n}\n',
+    Language.CSHARP: "class P { static async System.Threading.Tasks.Task<int> Main(dynamic input) {\n"
+    '  await System.Threading.Tasks.Task.Yield(); return (int)input["value"] * 2; } }\n',
 }
 EVAL = "function main(source) {\n  return eval(source);\n}\n"
 
@@ -54,6 +57,7 @@ def language() -> Language:
     return Language.JAVASCRIPT
 
 
+@pytest.mark.needs_mono
 async def test_multiple_languages_execute(client: Client) -> None:
     """Beside each other, under one cap, and with one answer."""
     done: dict[Language, list[object]] = {}
@@ -72,6 +76,7 @@ async def test_multiple_languages_execute(client: Client) -> None:
     assert {*DOUBLE} <= {*status.languages} and {*DOUBLE} <= {each.language for each in status.pools}
 
 
+@pytest.mark.needs_mono
 @pytest.mark.settings(pool__sessions_max=1)
 async def test_languages_take_turns_under_one_cap(client: Client) -> None:
     for language in (*SAME, *SAME):
@@ -82,10 +87,16 @@ async def test_languages_take_turns_under_one_cap(client: Client) -> None:
     assert sum(each.total - each.stopping for each in (await client.status()).pools) <= 1
 
 
+@pytest.mark.needs_mono
 @pytest.mark.settings(
-    pool__javascript__size_max=1, pool__javascript__warm_min=1, pool__go__size_max=1, pool__go__warm_min=1
+    pool__javascript__size_max=1,
+    pool__javascript__warm_min=1,
+    pool__go__size_max=1,
+    pool__go__warm_min=1,
+    pool__csharp__size_max=1,
+    pool__csharp__warm_min=1,
 )
-@pytest.mark.parametrize("language", [Language.JAVASCRIPT, Language.GO])
+@pytest.mark.parametrize("language", [Language.JAVASCRIPT, Language.GO, Language.CSHARP])
 async def test_a_language_has_its_own_size_and_its_own_warm_sessions(run: Run, inside: Any, language: Language) -> None:
     while not inside.pool.spares:
         await inside.daemon.pools._population_changed.park()
@@ -298,7 +309,10 @@ async def test_isolation_item_needs_python_in_every_language(tmp_path: Path) -> 
 
 async def test_a_language_that_is_not_there_costs_nothing_and_is_refused_with_what_to_do(tmp_path: Path) -> None:
     async with open_served_with(
-        tmp_path, pool__javascript__interpreter="/nowhere/node", pool__go__interpreter="/nowhere/go"
+        tmp_path,
+        pool__javascript__interpreter="/nowhere/node",
+        pool__go__interpreter="/nowhere/go",
+        pool__csharp__interpreter="/nowhere/mono",
     ) as client:
         await client.put_task("t")
         for language in (Language.JAVASCRIPT, Language.GO, Language.CSHARP):
@@ -309,9 +323,12 @@ async def test_a_language_that_is_not_there_costs_nothing_and_is_refused_with_wh
         assert (await client.exec("t", 1)).output == 1
         status = await client.status()
         assert [*status.languages] == ["python"]
-        for problem, fix in zip(
-            status.problems, ("'/nowhere/node'; install Node.js 18", "'/nowhere/go'; install Go 1.19"), strict=True
-        ):
+        fixes = (
+            "'/nowhere/node'; install Node.js 18",
+            "'/nowhere/go'; install Go 1.19",
+            "'/nowhere/mono'; install Mono 5.18",
+        )
+        for problem, fix in zip(status.problems, fixes, strict=True):
             assert f"no executable {fix}" in problem
 
 

@@ -468,7 +468,7 @@ async def test_a_check_says_what_would_run_and_leaves_nothing_behind(client: Cli
     assert len(await client.list_artifacts("t")) == 1
 
 
-@pytest.mark.settings(batch__items_max=5)
+@pytest.mark.settings(batch__items_max=5, pool__go__interpreter="/nowhere/go")
 @pytest.mark.parametrize(
     ("items", "how", "code"),
     [

@@ -22,6 +22,7 @@ HELLO_TIMEOUT_S: Final = 10.0
 _HELLO: Final = {
     Language.PYTHON: "def main(name):\n    return 'hello ' + name\n",
     Language.JAVASCRIPT: "function main(name) {\n    return 'hello ' + name;\n}\n",
+    Language.CSHARP: 'class P { public static object Main(object name) { return "hello " + name; } }\n',
     Language.GO: 'package main\n\nfunc Main(name any) any {\n\treturn "hello " + name.(string)\n}\n',
 }
 

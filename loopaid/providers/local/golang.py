@@ -9,14 +9,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from loopaid.errors import ErrorCode, LoopaidError
 from loopaid.model import ProgramError, Shape
 from loopaid.providers.local.compilers import Compiler
-from loopaid.providers.local.toolchains import START_SECONDS_MAX, is_below
+from loopaid.providers.local.toolchains import is_below, run_tool
 
 GO_OLDEST: Final = (1, 19)
 _NEEDED: Final = (
@@ -102,22 +102,10 @@ def _candidates() -> Iterator[str]:
 
 
 def _toolchain(path: str, run_as: int | None) -> GoToolchain:
-    identity: dict[str, Any] = {}
-    if run_as is not None:
-        identity = {"user": run_as, "group": run_as, "extra_groups": []}
     whom = "" if run_as is None else f" by uid {run_as}, as which a daemon of root builds programs"
     try:
-        run = subprocess.run(
-            [path, "env", "-json", "GOROOT", "GOVERSION"],
-            capture_output=True,
-            check=True,
-            cwd="/",
-            env=_ENVIRONMENT,
-            stdin=subprocess.DEVNULL,
-            timeout=START_SECONDS_MAX,
-            **identity,
-        )
-        facts = msgspec.json.decode(run.stdout, type=_Facts)
+        said = run_tool([path, "env", "-json", "GOROOT", "GOVERSION"], run_as, _ENVIRONMENT)
+        facts = msgspec.json.decode(said, type=_Facts)
     except FileNotFoundError as error:
         raise _unsupported(f"there is no executable {path!r}; {_NEEDED}") from error
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:

@@ -15,6 +15,7 @@ from loopaid.errors import ErrorCode, ErrorInfo, LoopaidError
 from loopaid.model import Isolation, Language
 from loopaid.providers.local.compilers import Compiler
 from loopaid.providers.local.golang import find_go, go_compiler
+from loopaid.providers.local.mono import find_mono, mono_compiler
 from loopaid.providers.local.node import find_node
 from loopaid.providers.local.toolchains import PythonToolchain, find_python
 
@@ -103,6 +104,10 @@ def resource_limits(sandbox: SandboxSection) -> dict[str, int]:
     }
 
 
+def _limiter(prlimit: str, limits: Mapping[str, int]) -> tuple[str, ...]:
+    return (prlimit, *(f"--{name.lower()}={value}" for name, value in limits.items()))
+
+
 def _python(config: Config, run_as: int | None, _: Runtime | None) -> Runtime:
     section = config.pool.python
     found = find_python(section.interpreter, section.environment, run_as=run_as)
@@ -142,7 +147,7 @@ def _javascript(config: Config, run_as: int | None, python: Runtime | None) -> R
         version=".".join(map(str, found.version)),
         toolchain=str(found),
         executable=found.executable,
-        limiter=(found.prlimit, *(f"--{name.lower()}={value}" for name, value in limits.items())),
+        limiter=_limiter(found.prlimit, limits),
         command=(found.executable, *_javascript_options(found.flavour == "Deno", heap_mib)),
         environment=_DENO_ENVIRONMENT if found.flavour == "Deno" else {},
         harness="javascript.cjs",
@@ -184,8 +189,36 @@ def _go(config: Config, run_as: int | None, python: Runtime | None) -> Runtime:
     )
 
 
+def _csharp(config: Config, run_as: int | None, python: Runtime | None) -> Runtime:
+    found = find_mono(config.pool.csharp.interpreter, run_as=run_as)
+    memory_bytes = config.sandbox.memory_bytes
+    # The heap ends first, in an exception, and leaves room for code and stacks.
+    heap_mib = max(memory_bytes // 2, memory_bytes - 64 * _MIB) // _MIB
+    return Runtime(
+        language=Language.CSHARP,
+        version=found.version,
+        toolchain=str(found),
+        executable=found.executable,
+        limiter=_limiter(found.prlimit, resource_limits(config.sandbox)),
+        # --debug knows lines, and those of exceptions are the right ones where code stays in order.
+        command=(found.executable, "--debug", "-O=-branch"),
+        harness="csharp",
+        read_only=found.read_only + (python.read_only if python else ()),
+        environment={
+            "MONO_DISABLE_SHARED_AREA": "1",  # a file in /tmp for others to watch it by
+            "MONO_GC_PARAMS": f"max-heap-size={heap_mib}m",
+        },
+        isolations=frozenset(Isolation) if python else _WITHOUT_PARENT,
+        parent=SPAWNER,
+        parent_command=python.command if python else (),
+        out_of_memory=("could not allocate",),
+        compiler=mono_compiler(found),
+    )
+
+
 _FINDERS: Final[dict[Language, Callable[[Config, int | None, Runtime | None], Runtime]]] = {
     Language.PYTHON: _python,
     Language.JAVASCRIPT: _javascript,
     Language.GO: _go,
+    Language.CSHARP: _csharp,
 }

@@ -10,12 +10,12 @@ import subprocess
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
 from loopaid.errors import ErrorCode, LoopaidError
-from loopaid.providers.local.toolchains import START_SECONDS_MAX, is_below
+from loopaid.providers.local.toolchains import is_below, run_tool
 
 _OLDEST: Final = {"Node.js": (18, 0, 0), "Deno": (2, 9, 0)}
 _SAYS: Final = {"Node.js": rb"v(\d+)\.(\d+)\.(\d+).*\s*", "Deno": rb"(?s)deno (\d+)\.(\d+)\.(\d+)\b.*"}
@@ -98,20 +98,9 @@ def _candidates() -> Iterator[str]:
 
 
 def _ask(path: str, run_as: int | None) -> tuple[_Flavour, tuple[int, int, int]]:
-    identity: dict[str, Any] = {}
-    if run_as is not None:
-        identity = {"user": run_as, "group": run_as, "extra_groups": []}
     whom = "" if run_as is None else f" for uid {run_as}, as which a daemon of root runs programs"
     try:
-        run = subprocess.run(
-            [path, "--version"],
-            capture_output=True,
-            check=True,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            timeout=START_SECONDS_MAX,
-            **identity,
-        )
+        said = run_tool([path, "--version"], run_as)
     except FileNotFoundError as error:
         raise _unsupported(f"there is no executable {path!r}; {_NEEDED}") from error
     except PermissionError as error:
@@ -125,7 +114,7 @@ def _ask(path: str, run_as: int | None) -> tuple[_Flavour, tuple[int, int, int]]
         raise _unsupported(f"{path} cannot be run{whom}: {error}; {_NEEDED}") from error
     flavours: tuple[_Flavour, ...] = ("Node.js", "Deno")
     for flavour in flavours:
-        if found := re.fullmatch(_SAYS[flavour], run.stdout):
+        if found := re.fullmatch(_SAYS[flavour], said):
             version = (int(found[1]), int(found[2]), int(found[3]))
             if version < _OLDEST[flavour]:
                 raise _unsupported(f"{path} is {flavour} {'.'.join(map(str, version))}; {_NEEDED}")

@@ -181,7 +181,7 @@ def _editable_sources(facts: _Facts, packages: tuple[str, ...], run_as: int | No
         ) from error
     outside = [path for path in found if not any(is_below(path, known) for known in ("/usr", *packages))]
     for path in outside:
-        _refuse_to_expose(path, f"the environment installs packages from {path}", "pool.python.environment")
+        refuse_to_expose(path, f"the environment installs packages from {path}", "pool.python.environment")
     return tuple(dict.fromkeys(outside))
 
 
@@ -202,19 +202,8 @@ def _ask(interpreter: str, run_as: int | None) -> _Facts:
 
 def _run(path: str, arguments: list[str], run_as: int | None) -> bytes:
     """The last line that an interpreter prints: .pth files may print too. Raises LoopaidError(UNSUPPORTED_LANGUAGE)."""
-    identity: dict[str, Any] = {}
-    if run_as is not None:
-        identity = {"user": run_as, "group": run_as, "extra_groups": []}
     try:
-        run = subprocess.run(
-            [path, *arguments],
-            capture_output=True,
-            check=True,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            timeout=START_SECONDS_MAX,
-            **identity,
-        )
+        said = run_tool([path, *arguments], run_as)
     except PermissionError as error:
         if error.errno == errno.EPERM and run_as is not None:
             raise _unsupported(
@@ -231,7 +220,25 @@ def _run(path: str, arguments: list[str], run_as: int | None) -> bytes:
         raise _unsupported(f"{path} ends with status {error.returncode}{_as_whom(run_as)}{why}; {_NEEDED}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _unsupported(f"{path} does not work as a Python interpreter: {error}; {_NEEDED}") from error
-    return b"".join(run.stdout.splitlines()[-1:])
+    return b"".join(said.splitlines()[-1:])
+
+
+def run_tool(command: list[str], run_as: int | None, environment: dict[str, str] | None = None) -> bytes:
+    """What a command prints, run as somebody else. Raises OSError, SubprocessError."""
+    identity: dict[str, Any] = {}
+    if run_as is not None:
+        identity = {"user": run_as, "group": run_as, "extra_groups": []}
+    run: subprocess.CompletedProcess[bytes] = subprocess.run(
+        command,
+        capture_output=True,
+        check=True,
+        cwd="/",
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        timeout=START_SECONDS_MAX,
+        **identity,
+    )
+    return run.stdout
 
 
 def _own_interpreter() -> str:
@@ -244,11 +251,11 @@ def _prefixes(facts: _Facts) -> Iterator[str]:
     for prefix in (facts.prefix, facts.exec_prefix, os.path.dirname(facts.executable)):
         if is_below(prefix, "/usr") or prefix in ("/", "/bin"):  # there already, see system_mounts
             continue
-        _refuse_to_expose(prefix, f"the Python at {facts.executable} has the prefix {prefix}")
+        refuse_to_expose(prefix, f"the Python at {facts.executable} has the prefix {prefix}")
         yield prefix
 
 
-def _refuse_to_expose(path: str, what: str, key: str = "pool.python.interpreter") -> None:
+def refuse_to_expose(path: str, what: str, key: str = "pool.python.interpreter") -> None:
     exposed = [private for private in (*_NEVER_BOUND, str(Path.home())) if is_below(private, path)]
     if exposed:
         raise _unsupported(
