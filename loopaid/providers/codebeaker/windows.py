@@ -167,8 +167,7 @@ class RemoteWindow:
         return Outcome(block + own, [*rows, row], complete=True, version=version)
 
     def _death(self, ending: _Ending) -> tuple[ItemStatus, ProgramError]:
-        words = REMOTES[self._program.language].out_of_memory
-        if words is not None and words in ending.stderr:
+        if any(words in ending.stderr for words in REMOTES[self._program.language].out_of_memory):
             return ItemStatus.MEMORY_LIMIT, ProgramError("MemoryLimit", f"out of memory: {ending.why}")
         return ItemStatus.PROGRAM_ERROR, ProgramError("ProcessEnded", f"the program's process ended: {ending.why}")
 
@@ -181,14 +180,14 @@ class RemoteWindow:
 class Remote(msgspec.Struct, frozen=True):
     """How a language is run there: its supervisor and the harness of local sessions, by their files, and how a program
     that calls the supervisor is told of its payload. `command` takes a program as its last argument. A process that
-    dies with `out_of_memory` among its words had no memory left."""
+    dies with one of `out_of_memory` among its words had no memory left."""
 
     supervisor: str
     harness: str
     command: tuple[str, ...]
     from_environment: str
     from_file: str
-    out_of_memory: str | None = None
+    out_of_memory: tuple[str, ...] = ()
 
     def program(self, payload: str) -> str:
         """A whole program for `execute`."""
@@ -218,7 +217,7 @@ REMOTES: Final = {
         command=("node", "-e"),
         from_environment="((name) => [process.env[name], delete process.env[name]][0])('{0}')",
         from_file="((path) => [fs.readFileSync(path, 'latin1'), fs.unlinkSync(path)][0])('{0}')",
-        out_of_memory="out of memory",
+        out_of_memory=("out of memory", "std::bad_alloc"),
     ),
 }
 """The languages whose programs can be sent."""
