@@ -40,8 +40,9 @@ def doctor(settings: Settings) -> ExitCode:
     about_daemon, answer = _look_at_daemon(settings)
     checks = about_daemon + _look_at_machine(settings, answer)
     if settings.output_of_objects() == "table":
+        width = max(16, *(len(check.check) for check in checks))
         for check in checks:
-            _print(settings, check)
+            _print(settings, check, width)
     else:
         per_line = dataclasses.replace(settings, output=settings.output or "ndjson")
         print_list(per_line, [msgspec.to_builtins(check) for check in checks], "", "check")
@@ -100,9 +101,9 @@ def _look_at_machine(settings: Settings, answer: DaemonStatus | None) -> list[Ch
     return [check for check in found if answer is None or check.check != _STATE_DIRECTORY]
 
 
-def _print(settings: Settings, check: Check) -> None:
+def _print(settings: Settings, check: Check, width: int) -> None:
     color = {"auto": None, "always": True, "never": False}[settings.color]
     state = click.style(f"{check.state:<4}", fg=_COLORS[check.state])
-    click.echo(f"{state}  {check.check:<16}  {printable(check.detail)}", color=color)
+    click.echo(f"{state}  {check.check:<{width}}  {printable(check.detail)}", color=color)
     if check.fix:
-        click.echo(f"{'':24}{printable(check.fix)}", color=color)
+        click.echo(f"{'':{width + 8}}{printable(check.fix)}", color=color)

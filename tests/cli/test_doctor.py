@@ -86,6 +86,9 @@ def test_python_that_does_not_run_is_a_failure(loopai: Run, probe: dict[str, Any
     assert ran.exit_code == 1
     lines = ran.stdout.splitlines()
     assert lines[-2:] == ["fail  python            no bwrap", " " * 24 + "apt install bubblewrap"]
+    probe["checks"] = [PROBE[0], broken, {**broken, "check": "codebeaker_javascript"}]
+    lines = loopai("doctor", "--output", "table", "--color", "never").stdout.splitlines()
+    assert {line.index("no bwrap") for line in lines if "no bwrap" in line} == {29}
 
 
 @pytest.mark.parametrize(
