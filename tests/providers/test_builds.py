@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -193,7 +195,7 @@ async def test_what_the_compiler_says_is_the_programs_error(opened: Open, direct
 async def test_a_build_that_takes_too_much_is_the_programs_error(
     command: str, section: BuildSection, limit: str, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "OUTPUT_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(module, "PROGRAM_BYTES_MAX", 1 << 20)
     async with opened(section) as builds:
         with pytest.raises(LoadFailed, match=limit) as failed:
             await built(builds, "a", compiler(command))
@@ -304,6 +306,15 @@ async def test_what_a_crash_left_is_no_program_and_goes(opened: Open, directory:
         await built(builds, "b", compiler())
     assert kept(directory) == [b"a", b"b", b"of another daemon"]
     assert not left[1].exists()
+
+
+async def test_all_that_is_kept_may_be_removed_at_any_time(opened: Open, directory: Path) -> None:
+    async with opened() as builds:
+        await built(builds, "a", compiler())
+        shutil.rmtree(directory)
+        with contextlib.suppress(BuildFailed):
+            await built(builds, "b", compiler())
+        assert await built(builds, "a", compiler()) == b"a"
 
 
 async def test_a_full_disk_is_said(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

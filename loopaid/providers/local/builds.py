@@ -32,8 +32,10 @@ from loopaid.providers.local.sandbox import SandboxSpec
 
 ROOTS_DIRECTORY: Final = "/var/cache/loopaid"
 """Of a daemon of root: builds run as somebody else, who cannot reach its state directory."""
-OUTPUT_BYTES_MAX: Final = 256 << 20
-"""What one build may write in one piece. Programs in Go take some 3 MB, what is prepared for them 80."""
+PROGRAM_BYTES_MAX: Final = 32 << 20
+"""Of what was built every session keeps a copy in memory. Programs in Go take some 3 MB."""
+PREPARED_BYTES_MAX: Final = 512 << 20
+"""Go has 80 MB prepared."""
 SAID_BYTES_MAX: Final = 64 << 10
 PREPARE_SECONDS_MAX: Final = 600.0
 _BUILD, _PREPARED, _TMP = "/build", "/prepared", "/tmp"  # noqa: S108 - of the sandbox
@@ -124,7 +126,9 @@ class Builds:
         try:
             async with self._slots:
                 prepared = await self._prepared(compiler)
-                async with self._run(compiler, compiler.command, files, prepared, self._section.timeout_s) as output:
+                async with self._run(
+                    compiler, compiler.command, files, prepared, self._section.timeout_s, PROGRAM_BYTES_MAX
+                ) as output:
                     await trio.to_thread.run_sync(self._cache.put, key, output)
             build.trouble = ""
         except LoadFailed as failure:
@@ -132,6 +136,7 @@ class Builds:
         except _Limit as limit:
             build.error = ProgramError("BuildLimit", str(limit))
         except (BuildFailed, StartFailed, OSError) as error:
+            self._opened = False  # all of it may have been removed
             build.trouble = f"the build failed: {error}"
         finally:
             del self._under_way[key]
@@ -147,7 +152,9 @@ class Builds:
             if found is not None:
                 return found
             try:
-                async with self._run(compiler, compiler.prepare, compiler.harness, None, PREPARE_SECONDS_MAX) as output:
+                async with self._run(
+                    compiler, compiler.prepare, compiler.harness, None, PREPARE_SECONDS_MAX, PREPARED_BYTES_MAX
+                ) as output:
                     return await trio.to_thread.run_sync(self._cache.unpack, key, output)
             except (_Limit, LoadFailed) as error:
                 raise BuildFailed(f"what all builds need could not be built: {error}") from None
@@ -160,6 +167,7 @@ class Builds:
         files: Mapping[str, bytes],
         prepared: Path | None,
         seconds: float,
+        bytes_max: int,
     ) -> AsyncIterator[int]:
         """Run a command and yield a descriptor of what it wrote. Raises LoadFailed, _Limit, BuildFailed, StartFailed,
         OSError."""
@@ -167,7 +175,7 @@ class Builds:
         with _place(self._parts, compiler, files, prepared, self._section.tmp_bytes) as place:
             process = start_process(
                 place.spec,
-                self._limited(command),
+                self._limited(command, bytes_max),
                 name=self._tag,
                 environment=place.environment,
                 seccomp=self._parts.seccomp,
@@ -181,7 +189,7 @@ class Builds:
                     await process.wait()
                 if waiting.cancelled_caught:
                     raise _Limit(f"the build took longer than [build] timeout_s = {seconds:g}")
-                self._check(process, compiler)
+                self._check(process, compiler, bytes_max)
                 yield process.stdout.fd
             finally:
                 process.kill()
@@ -189,12 +197,12 @@ class Builds:
                     await process.wait_exit()
                     await process.aclose()
 
-    def _limited(self, command: tuple[str, ...]) -> list[str]:
+    def _limited(self, command: tuple[str, ...], bytes_max: int) -> list[str]:
         """A command with limits on itself and what it starts. `ulimit -f` counts blocks of 512 bytes, -d KiB."""
-        limits = f"ulimit -c 0; ulimit -f {OUTPUT_BYTES_MAX // 512}; ulimit -d {self._section.memory_bytes // 1024}"
+        limits = f"ulimit -c 0; ulimit -f {bytes_max // 512}; ulimit -d {self._section.memory_bytes // 1024}"
         return ["/bin/sh", "-c", f'{limits}; exec "$@"', "sh", *command]
 
-    def _check(self, process: SandboxProcess, compiler: Compiler) -> None:
+    def _check(self, process: SandboxProcess, compiler: Compiler, bytes_max: int) -> None:
         """Return if it succeeded."""
         by, reason = process.describe_exit()
         code = process.reap()
@@ -204,7 +212,7 @@ class Builds:
         if by is EndedBy.LIMIT:
             raise _Limit(f"the build took more memory than [build] memory_bytes = {self._section.memory_bytes}")
         if code == 128 + signal.SIGXFSZ or "file size limit exceeded" in said or "File too large" in said:
-            raise _Limit(f"the build wrote more than {OUTPUT_BYTES_MAX} bytes")
+            raise _Limit(f"the build wrote more than {bytes_max} bytes in one file")
         if by is EndedBy.OUTSIDE or code == 0 or "bwrap: " in said:
             raise BuildFailed(f"{reason}: {said.strip()[-2000:]}")
         raise LoadFailed(compiler.explain(said))

@@ -122,7 +122,8 @@ class Cgroups:
             if (path / "memory.swap.max").exists():  # or else it would be memory.max and all of the swap
                 (path / "memory.swap.max").write_text("0")
             (path / "memory.oom.group").write_text("1")  # half a session is none
-            (path / "pids.max").write_text(str(self._processes_max + BWRAP_PROCESSES))
+            if memory_bytes is None:
+                (path / "pids.max").write_text(str(self._processes_max + BWRAP_PROCESSES))
             (path / "cgroup.procs").write_text(str(pid))
         except OSError:
             group.remove()

@@ -44,7 +44,7 @@ class MemoryLimits(Protocol):
     ) -> SessionMemory:
         """Bound a process, which has not begun yet, and all that it will start; `kill` ends them. Raises OSError.
 
-        `memory_bytes` is for what is not a session."""
+        `memory_bytes` is for what is not a session, and may have as many processes as fit into them."""
 
 
 class Unbounded:
