@@ -112,6 +112,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         "SECRET_OF_THE_DAEMON": SECRET,
     }
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("LOOPAID_", "XDG_"))}
+    kept["LOOPAID_BUILD__DIRECTORY"] = os.environ["LOOPAID_BUILD__DIRECTORY"]
     stderr = directory / "stderr"
     with ExitStack() as opened:
         places = ["--socket", str(directory / "socket"), "--state-dir", str(directory / "state")]
