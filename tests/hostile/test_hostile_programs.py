@@ -98,7 +98,17 @@ def client(target: Any) -> Iterator[BlockingClient]:
         yield client
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.language} {case.row}: {case.name}")
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            id=f"{case.language} {case.row}: {case.name}",
+            marks=[pytest.mark.needs_mono] * (case.language is Language.CSHARP),
+        )
+        for case in CASES
+    ],
+)
 def test_a_hostile_program_harms_nobody_else(case: Case, client: BlockingClient, target: Any) -> None:
     client.put_task("hostile")
     client.push_artifact("hostile", case.program, language=case.language, shape=case.shape)
@@ -115,6 +125,7 @@ def test_a_hostile_program_harms_nobody_else(case: Case, client: BlockingClient,
     target.assert_nothing_survives(client)
 
 
+@pytest.mark.needs_mono
 async def test_all_of_them_at_once_on_one_pool(target: Any, client: BlockingClient) -> None:
     """In an order of chance, some at the same time, each with a benign item right behind it."""
     order = random.Random(SEED).sample(CASES, len(CASES))

@@ -191,9 +191,6 @@ def _go(config: Config, run_as: int | None, python: Runtime | None) -> Runtime:
 
 def _csharp(config: Config, run_as: int | None, python: Runtime | None) -> Runtime:
     found = find_mono(config.pool.csharp.interpreter, run_as=run_as)
-    memory_bytes = config.sandbox.memory_bytes
-    # The heap ends first, in an exception, and leaves room for code and stacks.
-    heap_mib = max(memory_bytes // 2, memory_bytes - 64 * _MIB) // _MIB
     return Runtime(
         language=Language.CSHARP,
         version=found.version,
@@ -206,7 +203,7 @@ def _csharp(config: Config, run_as: int | None, python: Runtime | None) -> Runti
         read_only=found.read_only + (python.read_only if python else ()),
         environment={
             "MONO_DISABLE_SHARED_AREA": "1",  # a file in /tmp for others to watch it by
-            "MONO_GC_PARAMS": f"max-heap-size={heap_mib}m",
+            "MONO_DEBUG": "no-gdb-backtrace",  # or it starts a debugger when it dies
         },
         isolations=frozenset(Isolation) if python else _WITHOUT_PARENT,
         parent=SPAWNER,
