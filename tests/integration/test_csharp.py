@@ -293,6 +293,20 @@ async def test_a_class_that_fails_before_its_items_does_not_load(run: Run) -> No
         assert ran.results[0].error.traceback.endswith("  at P..cctor () in program.cs:2\n")
 
 
+async def test_a_class_that_fails_now_and_then_fails_the_items_it_is_to_run(run: Run) -> None:
+    source = (
+        "class P {\n  static P() { if (new System.Random().Next(2) == 1) throw new System.FormatException(); }\n"
+        '  public static object Main(object n) { return "main"; }\n}\n'
+    )
+    statuses: set[str] = set()
+    while statuses <= {"compile_error"}:
+        ran = await run(source, range(8), isolation=Isolation.ITEM, max_concurrency=1)
+        statuses = {*ran.statuses}
+    assert [*map(str, ran.outputs)] == ["main" if status == "ok" else "None" for status in ran.statuses]
+    assert statuses <= {"ok", "program_error"}
+    assert {error[0] for error in ran.errors if error} <= {"FormatException"}
+
+
 SIGNATURES = [
     ("object Main(dynamic n) { return n + 1; }", 1, 2),
     ("int Main(int n) { return n + 1; }", 1, 2),

@@ -104,7 +104,9 @@ static class Harness {
             said.Byte('{');
         } catch (Exception error) {  // the program's own code runs when the class of its Main is initialized
             kind = LoadFailed;
-            Errors.Describe(said, error is TypeInitializationException ? error.InnerException ?? error : error);
+            Exception cause = error is TypeInitializationException ? error.InnerException ?? error : error;
+            item.Refuse(cause);
+            Errors.Describe(said, cause);
             said.Length--;  // its bracket
             item.AppendPrints(said, Errors.TraceCharsMax);
         }

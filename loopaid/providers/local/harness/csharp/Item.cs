@@ -4,6 +4,7 @@ using System;
 using System.Collections.Generic;
 using System.Diagnostics;
 using System.Reflection;
+using System.Runtime.ExceptionServices;
 using System.Text;
 using System.Threading;
 
@@ -64,6 +65,15 @@ sealed class Item {
         LoopaidItem.Digest = digest;
         outputs.Program = program.Assembly;
         call = Entry.Of(program);
+    }
+
+    /// The program did not load: should it be called all the same, that is what comes of it.
+    public void Refuse(Exception failure) {
+        ExceptionDispatchInfo told = ExceptionDispatchInfo.Capture(failure);
+        call = input => {
+            told.Throw();
+            return null;
+        };
     }
 
     /// Run the program on the input in source from `begin` to `stop`, and have what came of it in `Row`.
