@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from time import perf_counter
 from typing import Final
 
 import msgspec
 import trio
 
-from loopaid.bench import instead
+from loopaid.bench.commands import COMMANDS, CSHARP, GO, JAVASCRIPT, Commands
 from loopaid.bench.exec_latency import timed_exec
 from loopaid.bench.report import Result, result
 from loopaid.bench.setting import Setting
@@ -28,23 +27,22 @@ ABOVE_BARE_MS_MAX: Final = 40
 """What a first call may take beyond the bare start of its language, where no session is."""
 TIMES_PYTHON: Final = 2
 WARM_CALLS: Final = 20
-JAVASCRIPT: Final = "function main(input) {\n  return { output: input.value * 2 };\n}\n"
-ONE_ITEM_OF_JAVASCRIPT: Final = "console.log(JSON.stringify(main(JSON.parse(process.argv[2]))));\n"
 
 
 class Speaking(msgspec.Struct, frozen=True):
-    """A language. `bare` makes of its executable a command that does nothing; `once` writes the program as a command
-    that takes an input. `rate_min` is in items per second, `spare_ms_max` for a first call where a spare waits."""
+    """A language: the trivial program, and what it is meant to reach: items per second, and milliseconds of a first
+    call where a spare waits."""
 
     source: str
-    empty: tuple[str, ...]
     rate_min: float = 0.0
     spare_ms_max: float | None = None
 
 
 SPEAKING: Final = {
-    Language.PYTHON: Speaking(FUNCTION, ("-c", "pass"), spare_ms_max=5),
-    Language.JAVASCRIPT: Speaking(JAVASCRIPT, ("-e", "0"), rate_min=40_000, spare_ms_max=10),
+    Language.PYTHON: Speaking(FUNCTION, spare_ms_max=5),
+    Language.JAVASCRIPT: Speaking(JAVASCRIPT, rate_min=40_000, spare_ms_max=10),
+    Language.GO: Speaking(GO, rate_min=40_000),
+    Language.CSHARP: Speaking(CSHARP, rate_min=20_000),
 }
 
 
@@ -63,13 +61,13 @@ async def languages(setting: Setting) -> list[Result]:
         for language, runtime in found.items():
             await client.put_task(language)
             await client.push_artifact(language, SPEAKING[language].source, language=language)
-            ways += _ways(setting, client, runtime)
+            commands = await trio.to_thread.run_sync(COMMANDS[language], runtime, setting.directory)
+            ways += _ways(setting, client, language, commands)
         values = await in_turn(setting, "languages", ways)
     return [one for runtime in found.values() for one in _results(values, runtime)]
 
 
-def _ways(setting: Setting, client: Client, runtime: Runtime) -> list[Way]:
-    language = runtime.language
+def _ways(setting: Setting, client: Client, language: Language, commands: Commands) -> list[Way]:
     workload = Workload(ITEMS)
     few = batch(f"{language}: {ITEMS} items, warm", client, language, workload, max_concurrency=CONCURRENCY)
     from_nothing = batch(f"{language}: {ITEMS} items, cold", client, language, workload, max_concurrency=CONCURRENCY)
@@ -89,24 +87,15 @@ def _ways(setting: Setting, client: Client, runtime: Runtime) -> list[Way]:
 
     async def bare() -> Figures:
         began = perf_counter()
-        await trio.run_process([runtime.executable, *SPEAKING[language].empty], env={})
+        await trio.run_process(commands.bare, env={})
         return {f"{language}: bare start": (perf_counter() - began) * 1000}
 
     async def many() -> Figures:
         return {f"{language}: many items": await run_once(client, language, Workload(setting.items))}
 
-    argv = _command(runtime, setting.directory)
     name = f"{language}: a process per item, {CONCURRENCY} at once"
-    return [cold(from_nothing, client, language), few, processes(name, argv, workload, CONCURRENCY), bare, calls, many]
-
-
-def _command(runtime: Runtime, directory: Path) -> list[str]:
-    """The program as a command that takes one input as its argument."""
-    if runtime.language is Language.PYTHON:
-        return instead.command(FUNCTION, directory)
-    path = directory / "program.js"
-    path.write_text(JAVASCRIPT + ONE_ITEM_OF_JAVASCRIPT)
-    return [runtime.executable, str(path)]
+    apart = processes(name, commands.once, workload, CONCURRENCY)
+    return [cold(from_nothing, client, language), few, apart, bare, calls, many]
 
 
 def _results(values: dict[str, list[float]], runtime: Runtime) -> list[Result]:

@@ -192,16 +192,19 @@ def test_batches_of_a_few_items_are_measured_beside_what_people_use_otherwise(
     assert all(results[name]["ratio_to"] for name in ours)
 
 
+@pytest.mark.needs_mono
 def test_the_same_program_is_measured_in_every_language_beside_its_bare_start(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     results = bench(capsys, tmp_path, "languages")
     bounds = {name: one["bounds"] for name, one in results.items() if one.get("bounds")}
-    for language, spare_ms in (("python", 5), ("javascript", 10)):
+    for language in ("python", "javascript", "go", "csharp"):
         assert bounds[f"{language}: exec, no session, beyond a bare start"]["value"]["at_most"] == 40
+    for language, spare_ms in (("python", 5), ("javascript", 10)):
         assert bounds[f"{language}: exec, a spare"]["value"]["at_most"] == spare_ms
-    assert bounds["javascript: exec, warm"]["python: exec, warm"]["at_most"] == 2
-    assert bounds["javascript: many items"]["value"]["at_least"] == 40_000
+    for language, rate in (("javascript", 40_000), ("go", 40_000), ("csharp", 20_000)):
+        assert bounds[f"{language}: exec, warm"]["python: exec, warm"]["at_most"] == 2
+        assert bounds[f"{language}: many items"]["value"]["at_least"] == rate
 
 
 def test_a_mixed_load_loses_no_result_while_sessions_are_killed(

