@@ -5,6 +5,7 @@ using System.Collections.Generic;
 using System.Diagnostics;
 using System.Reflection;
 using System.Runtime.ExceptionServices;
+using System.Runtime.InteropServices;
 using System.Text;
 using System.Threading;
 
@@ -27,7 +28,7 @@ static class Packed {
 }
 
 sealed class Item {
-    const int HeadBytes = 22;
+    const int HeadBytes = 22, ReserveBytes = 16 << 20;
     const byte Nil = 0xC0, Bin = 0xC6, U32 = 0xCE, ArrayOf6 = 0x96;
     static readonly long TicksPerMicrosecond = Stopwatch.Frequency / 1000000;
 
@@ -40,6 +41,7 @@ sealed class Item {
     readonly Capture stdout, stderr;
     readonly long printedBytesMax;
     Func<object, object> call;
+    IntPtr reserve = Marshal.AllocHGlobal(ReserveBytes);
 
     public Item(JsonReader reader, Dictionary<string, object> settings) {
         this.reader = reader;
@@ -96,8 +98,15 @@ sealed class Item {
         } catch (JsonError failure) {
             return Fail(Status.InvalidInput, failure.Message);
         } catch (OutOfMemoryException failure) {
+            Breathe();
             return Fail(failure);
         }
+    }
+
+    /// Make room for the words about it: a collection that finds no memory ends the process, and says nothing.
+    void Breathe() {
+        Marshal.FreeHGlobal(reserve);
+        reserve = IntPtr.Zero;
     }
 
     /// Replace the input by the output; return what the program throws instead.
@@ -109,6 +118,7 @@ sealed class Item {
             return null;
         } catch (Exception failure) {  // whatever it is
             if (failure is ThreadAbortException) Thread.ResetAbort();
+            if (failure is OutOfMemoryException) Breathe();
             return failure;
         } finally {
             Ended = Stopwatch.GetTimestamp();
