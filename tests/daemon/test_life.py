@@ -177,14 +177,18 @@ async def test_a_session_finds_nothing_of_the_manager_in_its_environment(
                     await client.status()
                 environments = [of_process(pid, "environ") for pid in descendants(daemon.pid)]
             await client.cancel_batch(batch_id)
-        assert environments
+        assert any(environments)
         for name in (b"NOTIFY_", b"WATCHDOG_", b"LISTEN_"):
             assert not any(name in environment for environment in environments)
         assert await daemon.stop() == 0
 
 
 def of_process(pid: int, name: str) -> bytes:
-    return Path(f"/proc/{pid}/{name}").read_bytes()
+    """Nothing of one that has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 async def test_a_wrong_passed_socket_is_one_line_and_exit_78(tmp_path: Path) -> None:

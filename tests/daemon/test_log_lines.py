@@ -90,9 +90,9 @@ async def test_a_daemons_whole_life_is_lines_of_json(tmp_path: Path) -> None:
             async with open_client(daemon.socket) as client:
                 await client.put_task("t")
                 async with await trio.open_unix_socket(daemon.socket) as garbage:
-                    await garbage.send_all(b"GET / HTTP/1.1\r\nHost: \x1b[2Jloopaid\r\n\r\n")
                     async with await trio.open_unix_socket(daemon.socket) as third:
                         assert b"LIMIT_EXCEEDED" in await third.receive_some()
+                    await garbage.send_all(b"GET / HTTP/1.1\r\nHost: \x1b[2Jloopaid\r\n\r\n")
                     while await garbage.receive_some():
                         pass
             os.kill(daemon.pid, signal.SIGTERM)
