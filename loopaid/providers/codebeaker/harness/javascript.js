@@ -59,7 +59,6 @@ class Supervisor {
     for (const socket of [down, up, rows]) socket.on('error', () => {});
     this.child.on('exit', (code, signal) => this.exited(code, signal));
     this.child.on('error', (error) => this.exited(`it could not be started: ${error.message}`, null));
-    down.write(Buffer.from(this.order.frames, 'latin1'));
     this.arm();
   }
 
@@ -116,13 +115,19 @@ class Supervisor {
       if (this.up.length < end) return;
       const kind = this.up[0], payload = this.up.toString('utf8', FRAME_HEAD, end);
       this.up = this.up.subarray(end);
-      if (kind === READY) this.removeDirectory();  // all in it is open, and nobody may come to remove it later
+      if (kind === READY) this.begin();
       if (kind === LOADED) this.loaded = performance.now();
       if (kind !== END && kind !== LOAD_FAILED) continue;
       this.drain('rows');  // what it wrote before it said so
       this.tellRows();
       this.ended ??= { how: kind === END ? 'end' : 'load_failed', said: payload };
     }
+  }
+
+  begin() {
+    this.removeDirectory();  // all in it is open, and nobody may come to remove it later
+    this.down.write(Buffer.from(this.order.frames, 'latin1'));
+    this.order.frames = '';  // whoever says that it is ready once more is not the harness
   }
 
   removeDirectory() {
