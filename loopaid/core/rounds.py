@@ -91,12 +91,12 @@ class Round:
         """Those who want more than they hold: one session at a time, to the one who has least of those first in
         priority."""
         growing = self._ledger.growing
-        order = [(-c.priority, 1, c.number, c.wanted - 1, c) for c in served if c.wanted > 1]
+        order = [(-c.priority, 1, c.number, c.wanted - 1, c, 1) for c in served if c.wanted > 1]
         # At least 1: who has yet to return its last one does not wait for a first one.
-        order += [(-c.priority, max(1, c.keeping), c.number, c.wanted - c.held, c) for c in growing]
+        order += [(-c.priority, max(1, c.keeping), c.number, c.wanted - c.held, c, c.keeping) for c in growing]
         heapq.heapify(order)
         while order:
-            priority, having, number, lacking, claim = heapq.heappop(order)
+            priority, having, number, lacking, claim, keeping = heapq.heappop(order)
             if having >= claim.worthwhile:  # what is there it takes; nothing is made ready for it
                 got = self._grant_ready(claim) or self._hand_over(claim, having)
             else:
@@ -104,7 +104,7 @@ class Round:
                 if not got:
                     self._stuck.setdefault(claim.language, claim.key)
             if got and lacking > 1:
-                heapq.heappush(order, (priority, having + 1, number, lacking - 1, claim))
+                heapq.heappush(order, (priority, max(1, keeping + 1), number, lacking - 1, claim, keeping + 1))
 
     def _provide(self, claim: Claim, having: int) -> bool:
         """Get one session for `claim`, now or on its way. False: nothing can be done before `wake`."""
