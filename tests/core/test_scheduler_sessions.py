@@ -347,3 +347,12 @@ def test_in_a_smaller_pool_even_the_last_in_the_queue_is_told_when_its_turn_come
     deadline = play.scheduler.next_deadline()
     assert play.tick() == []
     assert play.scheduler.next_deadline() == deadline
+
+
+def test_a_session_on_its_way_back_is_not_counted_with_the_one_that_takes_its_place(new_play: Any) -> None:
+    play = new_play(python=3, lifetime_max_s=60)
+    play.hold("a", "A")
+    assert play.claim("a", "A", wanted=3, worthwhile=2) == ["start python-2"]
+    assert play.at(60).tick() == ["ask a for python-1: lifetime", "start python-3"]
+    assert play.started("python-2") == ["grant python-2 to a"]
+    assert play.tick() == []
