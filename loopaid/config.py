@@ -20,10 +20,9 @@ from msgspec import Meta, inspect
 
 from loopaid.errors import ConfigError
 from loopaid.model import MAX_CONCURRENCY, TIMEOUT_MS_MAX, Isolation, Language
+from loopaid.places import xdg_home
 
 SYSTEM_FILE: Final = Path("/etc/loopaid/loopaid.toml")
-SYSTEM_STATE_DIR: Final = Path("/var/lib/loopaid")
-SYSTEM_SOCKET: Final = Path("/run/loopaid/loopaid.sock")
 
 _KIB: Final = 1024
 _MIB: Final = 1024 * _KIB
@@ -222,64 +221,6 @@ def effective(config: Config) -> dict[str, object]:
     return {key: msgspec.to_builtins(value) for key, _, value in _leaves(config)}
 
 
-# Where things are -----------------------------------------------------------------------------------------------
-
-
-def resolve_state_dir(config: Config, option: Path | None, environ: Mapping[str, str], uid: int) -> Path:
-    """The directory that holds the journals: the option, the key, systemd's StateDirectory=, or the usual place."""
-    if option is not None:
-        return option
-    if config.daemon.state_dir:
-        return Path(config.daemon.state_dir)
-    if given := environ.get("STATE_DIRECTORY"):
-        return Path(given.split(":")[0])  # systemd separates several by colons; ours comes first
-    return SYSTEM_STATE_DIR if uid == 0 else user_state_dir(environ)
-
-
-def user_state_dir(environ: Mapping[str, str]) -> Path:
-    """$XDG_STATE_HOME/loopaid. Raises ConfigError when the environment names no home."""
-    home = _xdg_home(environ, "XDG_STATE_HOME", ".local/state")
-    if home is None:
-        raise ConfigError("no state directory: set --state-dir, daemon.state_dir, $XDG_STATE_HOME or $HOME")
-    return home / "loopaid"
-
-
-def resolve_daemon_socket(config: Config, option: Path | None, environ: Mapping[str, str], uid: int) -> Path:
-    """Where the daemon listens, unless systemd hands it a socket."""
-    if option is not None:
-        return option
-    if config.socket.path:
-        return Path(config.socket.path)
-    if uid == 0:
-        return SYSTEM_SOCKET
-    if not environ.get("XDG_RUNTIME_DIR"):
-        raise ConfigError("no place for the socket: set --socket, socket.path or $XDG_RUNTIME_DIR")
-    return _user_socket(environ, uid)
-
-
-def client_socket_candidates(argument: str | Path | None, environ: Mapping[str, str], uid: int) -> list[Path]:
-    """The paths on which a client looks for a daemon, in this order.
-
-    A path that somebody named is the only candidate: falling back would quietly talk to another daemon.
-    """
-    if named := argument or environ.get("LOOPAID_SOCKET"):
-        return [Path(named)]
-    return [_user_socket(environ, uid), SYSTEM_SOCKET]
-
-
-def _user_socket(environ: Mapping[str, str], uid: int) -> Path:
-    # Under cron and sudo the variable is missing while the user's daemon still listens there.
-    return Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}") / "loopaid" / "loopaid.sock"
-
-
-def _xdg_home(environ: Mapping[str, str], variable: str, default: str) -> Path | None:
-    given = environ.get(variable, "")
-    if given.startswith("/"):  # the XDG specification: relative ones are invalid and to be ignored
-        return Path(given)
-    home = environ.get("HOME")
-    return Path(home, default) if home else None
-
-
 # Reading --------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +230,7 @@ def _read_file(path: Path | None, environ: Mapping[str, str], system_file: Path)
     elif named := environ.get("LOOPAID_CONFIG"):
         required, places = True, [Path(named)]
     else:
-        home = _xdg_home(environ, "XDG_CONFIG_HOME", ".config")
+        home = xdg_home(environ, "XDG_CONFIG_HOME", ".config")
         required, places = False, [home / "loopaid" / "loopaid.toml", system_file] if home else [system_file]
     for place in places:
         try:

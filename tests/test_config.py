@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import pytest
 import tomli
 
@@ -13,18 +12,13 @@ from loopaid.config import (
     Config,
     LanguageSection,
     LoadedConfig,
-    client_socket_candidates,
     effective,
     load_config,
-    resolve_daemon_socket,
-    resolve_state_dir,
-    user_state_dir,
 )
 from loopaid.errors import ConfigError
 from loopaid.model import BatchOptions, Isolation
 
 SHIPPED = Path(__file__).parents[1] / "etc" / "loopaid.toml"
-USER = 1000
 
 
 def read(tmp_path: Path, text: str | bytes, environ: Mapping[str, str] | None = None) -> LoadedConfig:
@@ -38,10 +32,6 @@ def complaint(tmp_path: Path, text: str | bytes, environ: Mapping[str, str] | No
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text, environ)
     return str(caught.value).replace(str(tmp_path) + "/", "")
-
-
-def with_keys(**sections: Mapping[str, object]) -> Config:
-    return msgspec.convert(sections, Config)
 
 
 # Values and where they come from
@@ -260,45 +250,3 @@ def test_the_shipped_file_explains_every_key() -> None:
     for before, line in itertools.pairwise(lines):
         if re.match(r"#\w", line):
             assert before.startswith("#"), line
-
-
-# Where things are
-
-
-def test_the_state_directory_is_the_first_one_given() -> None:
-    configured = with_keys(daemon={"state_dir": "/configured"})
-    environ = {"STATE_DIRECTORY": "/systemd:/second", "XDG_STATE_HOME": "/xdg", "HOME": "/home/u"}
-    assert resolve_state_dir(configured, Path("/option"), environ, USER) == Path("/option")
-    assert resolve_state_dir(configured, None, environ, USER) == Path("/configured")
-    assert resolve_state_dir(Config(), None, environ, 0) == Path("/systemd")
-    assert resolve_state_dir(Config(), None, {"HOME": "/root"}, 0) == Path("/var/lib/loopaid")
-    assert resolve_state_dir(Config(), None, {"XDG_STATE_HOME": "/xdg"}, USER) == Path("/xdg/loopaid")
-    assert resolve_state_dir(Config(), None, {"HOME": "/home/u"}, USER) == Path("/home/u/.local/state/loopaid")
-
-
-def test_without_any_home_the_state_directory_must_be_named() -> None:
-    with pytest.raises(ConfigError, match="set --state-dir"):
-        user_state_dir({})
-
-
-def test_the_daemon_listens_on_the_first_path_given() -> None:
-    configured = with_keys(socket={"path": "/configured.sock"})
-    environ = {"XDG_RUNTIME_DIR": "/run/user/1000"}
-    assert resolve_daemon_socket(configured, Path("/option.sock"), environ, USER) == Path("/option.sock")
-    assert resolve_daemon_socket(configured, None, environ, 0) == Path("/configured.sock")
-    assert resolve_daemon_socket(Config(), None, environ, 0) == Path("/run/loopaid/loopaid.sock")
-    assert resolve_daemon_socket(Config(), None, environ, USER) == Path("/run/user/1000/loopaid/loopaid.sock")
-    with pytest.raises(ConfigError, match="set --socket"):
-        resolve_daemon_socket(Config(), None, {}, USER)
-
-
-def test_a_client_looks_only_where_it_was_told_to() -> None:
-    environ = {"LOOPAID_SOCKET": "/named.sock", "XDG_RUNTIME_DIR": "/run/user/1000"}
-    assert client_socket_candidates("/argument.sock", environ, USER) == [Path("/argument.sock")]
-    assert client_socket_candidates(None, environ, USER) == [Path("/named.sock")]
-
-
-def test_a_client_that_was_told_nothing_tries_the_users_daemon_then_the_systems() -> None:
-    both = [Path("/run/user/1000/loopaid/loopaid.sock"), Path("/run/loopaid/loopaid.sock")]
-    assert client_socket_candidates(None, {"XDG_RUNTIME_DIR": "/run/user/1000"}, USER) == both
-    assert client_socket_candidates(None, {}, USER) == both

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loopaid.config import SYSTEM_SOCKET, SYSTEM_STATE_DIR
+from loopaid.places import SYSTEM_SOCKET, SYSTEM_STATE_DIR
 
 UNITS = Path(__file__).parents[1] / "systemd"
 SERVICE = (UNITS / "loopaid.service").read_text()

@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 
 import loopaid
-from loopaid.config import user_state_dir
 from loopaid.errors import ConfigError
+from loopaid.places import user_state_dir
 
 MEMORY_FILE_SYSTEMS: Final = ("tmpfs", "ramfs")
 

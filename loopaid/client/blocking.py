@@ -19,8 +19,8 @@ from loopaid.client.reader import WINDOW_BYTES, ResultReader
 from loopaid.client.requests import OptionArguments
 from loopaid.client.results import Result
 from loopaid.client.verbs import Verbs
-from loopaid.config import client_socket_candidates
 from loopaid.errors import ConnectionLost, LoopaidError, ProtocolViolation
+from loopaid.places import client_socket_candidates
 from loopaid.wire.messages import Hello, Results
 
 P = ParamSpec("P")

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 import loopaid
-from loopaid.config import Config, LoadedConfig, effective, load_config, resolve_daemon_socket, resolve_state_dir
+from loopaid.config import Config, LoadedConfig, effective, load_config
 from loopaid.daemon.checks import run_checks
 from loopaid.daemon.life import live
 from loopaid.daemon.listen import take_activated_socket
@@ -25,6 +25,7 @@ from loopaid.errors import ConfigError, JournalError, JournalLocked
 from loopaid.journal.repair import repair
 from loopaid.journal.verify import verify
 from loopaid.model import CheckState
+from loopaid.places import resolve_daemon_socket, resolve_state_dir
 
 EXIT_FAILED: Final = 1
 EXIT_LOG_UNUSABLE: Final = 74
@@ -53,7 +54,7 @@ def _main(options: argparse.Namespace) -> int:
     if options.check:
         _print_check(loaded)
         return 0
-    state_dir = resolve_state_dir(config, options.state_dir, os.environ, os.geteuid()).absolute()
+    state_dir = resolve_state_dir(options.state_dir, config.daemon.state_dir, os.environ, os.geteuid()).absolute()
     if options.verify_log:
         return _verify(state_dir)
     if options.probe:
@@ -62,7 +63,7 @@ def _main(options: argparse.Namespace) -> int:
         return _repair(state_dir, accept_loss=options.accept_loss)
     notifier = take_notifier(os.environ, os.getpid())
     where = take_activated_socket(os.environ, os.getpid()) or (
-        resolve_daemon_socket(config, options.socket, os.environ, os.geteuid()).absolute()
+        resolve_daemon_socket(options.socket, config.socket.path, os.environ, os.geteuid()).absolute()
     )
     set_up_logging(config.daemon.log_level, config.daemon.log_format)
     _raise_limits()

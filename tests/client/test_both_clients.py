@@ -333,7 +333,7 @@ async def test_the_error_lists_every_path_that_was_tried(
     stale.touch()
     monkeypatch.delenv("LOOPAID_SOCKET", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr("loopaid.config.SYSTEM_SOCKET", tmp_path / "system.sock")
+    monkeypatch.setattr("loopaid.places.SYSTEM_SOCKET", tmp_path / "system.sock")
     with pytest.raises(DaemonUnreachable) as caught:
         await ask(None, "status")
     assert str(caught.value) == (

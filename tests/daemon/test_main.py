@@ -51,6 +51,23 @@ def test_a_state_directory_that_cannot_be_used_is_one_line_and_exit_78(tmp_path:
     )
 
 
+def test_a_daemon_lives_where_its_configuration_says(tmp_path: Path) -> None:
+    code = """
+from loopaid.daemon import main
+
+async def live(config, read, state_dir, where, *_):
+    print(state_dir, where)
+
+main.live = live
+main.main()
+"""
+    where = {"LOOPAID_DAEMON__STATE_DIR": f"{tmp_path}/state", "LOOPAID_SOCKET__PATH": f"{tmp_path}/socket"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | where, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/state {tmp_path}/socket\n")
+
+
 def test_a_daemon_that_ends_by_itself_tells_why_also_when_it_is_asked_to_end(tmp_path: Path) -> None:
     code = """
 import os, signal, sys

@@ -28,8 +28,6 @@ from loopaid.config import (
     SandboxSection,
     SocketSection,
     effective,
-    resolve_daemon_socket,
-    resolve_state_dir,
 )
 from loopaid.daemon.app import open_daemon
 from loopaid.daemon.logging import set_up_logging
@@ -49,7 +47,6 @@ LIMITS = "import os, resource\n\ndef main(name):\n    return resource.getrlimit(
 
 SHOWN_BY = {
     "integration/test_config_keys.py": {
-        "test_state_dir_and_socket_path": "daemon.state_dir socket.path",
         "test_log_level": "daemon.log_level",
         "test_log_format": "daemon.log_format",
         "test_mode_and_group": "socket.group",
@@ -64,6 +61,9 @@ SHOWN_BY = {
         "test_what_the_sandbox_lacks_is_named": "pool.python.interpreter pool.python.environment sandbox.bwrap",
         "test_limits_of_the_sandbox": "sandbox.memory_bytes sandbox.processes_max sandbox.files_max sandbox.tmp_bytes",
         "test_source_bytes_max": "limits.source_bytes_max",
+    },
+    "daemon/test_main.py": {
+        "test_a_daemon_lives_where_its_configuration_says": "daemon.state_dir socket.path",
     },
     "daemon/test_life.py": {
         "test_what_a_drain_has_no_time_for_goes_on_with_the_next_start": "daemon.drain_timeout_s",
@@ -200,12 +200,6 @@ def test_log_format(root_logger: logging.Logger, capsys: pytest.CaptureFixture[s
     logging.getLogger("loopaid.test").info("batch %s", "b1")
     event = json.loads(capsys.readouterr().err)
     assert (event["level"], event["message"]) == ("info", "batch b1")
-
-
-def test_state_dir_and_socket_path() -> None:
-    config = Config(daemon=DaemonSection(state_dir="/srv/state"), socket=SocketSection(path="/srv/socket"))
-    assert resolve_state_dir(config, None, {"STATE_DIRECTORY": "/other"}, 0) == Path("/srv/state")
-    assert resolve_daemon_socket(config, None, {}, 0) == Path("/srv/socket")
 
 
 async def test_what_a_batch_does_not_say(autojump_clock: MockClock) -> None:
