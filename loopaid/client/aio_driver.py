@@ -169,6 +169,7 @@ async def open_driver(stream: trio.SocketStream) -> AsyncIterator[Driver]:
     driver = Driver(stream)
     # Shielded: when the caller is cancelled, its last words (cancel my batch) still have to be carried.
     background = trio.CancelScope(shield=True)
+    failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(driver.carry, background)
@@ -182,4 +183,6 @@ async def open_driver(stream: trio.SocketStream) -> AsyncIterator[Driver]:
         raised = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
         if len(raised) != 1:
             raise
-        raise raised[0] from raised[0].__cause__
+        (failure,) = raised
+    if failure is not None:
+        raise failure  # not from within the clause above: what it was raised during would be lost

@@ -110,15 +110,20 @@ async def test_a_cancelled_call_is_cancelled_at_the_daemon_and_costs_nothing_els
     assert seen == [CancelReceived(1)]
 
 
-async def test_a_body_that_raises_is_not_wrapped_in_a_group(serve: Any) -> None:
+async def test_what_a_body_raises_comes_out_as_if_there_were_no_client(serve: Any) -> None:
     async def script(daemon: Any) -> None:
         while await daemon.next_event() is not None:
             pass
 
+    first, then = KeyError("first"), ZeroDivisionError("while that was handled")
     with pytest.raises(ZeroDivisionError) as caught:
         async with open_client(serve(script)):
-            _ = 1 // 0
-    assert caught.value.__cause__ is None
+            try:
+                raise first
+            except KeyError:
+                raise then  # noqa: B904
+    assert caught.value is then
+    assert (then.__context__, then.__cause__, then.__suppress_context__) == (first, None, False)
 
 
 async def test_everybody_who_waits_learns_that_the_connection_ended(serve: Any) -> None:

@@ -56,7 +56,7 @@ class Supervisor:
                 for fd in (self.down_fd, self.up_fd, self.rows_fd, self.report):
                     os.close(fd)
                 self.become_harness(theirs)
-            except BaseException:
+            except BaseException:  # a child has nobody above it to tell
                 import traceback
 
                 os.write(2, traceback.format_exc().encode())
