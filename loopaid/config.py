@@ -119,7 +119,7 @@ class SandboxSection(Section, frozen=True):
     bwrap: AbsolutePath = ""
     memory_bytes: Annotated[int, Meta(ge=16 * _MIB, le=1024 * _GIB)] = 512 * _MIB
     processes_max: Annotated[int, Meta(ge=1, le=32_768)] = 64
-    files_max: Annotated[int, Meta(ge=16, le=65_536)] = 256
+    files_max: Annotated[int, Meta(ge=64, le=65_536)] = 256
     tmp_bytes: Annotated[int, Meta(ge=4 * _KIB, le=1024 * _GIB)] = 64 * _MIB
 
 

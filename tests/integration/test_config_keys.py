@@ -294,11 +294,11 @@ async def test_source_bytes_max(push: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.settings(
-    sandbox__processes_max=17, sandbox__files_max=33, sandbox__memory_bytes=99 << 20, sandbox__tmp_bytes=5 << 20
+    sandbox__processes_max=17, sandbox__files_max=67, sandbox__memory_bytes=99 << 20, sandbox__tmp_bytes=5 << 20
 )
 async def test_limits_of_the_sandbox(run: Any) -> None:
     ran = await run(LIMITS, ["RLIMIT_NPROC", "RLIMIT_NOFILE", "RLIMIT_DATA", "RLIMIT_FSIZE"])
-    assert ran.outputs == [17, 33, 99 << 20, 5 << 20]
+    assert ran.outputs == [17, 67, 99 << 20, 5 << 20]
 
 
 @pytest.mark.slow

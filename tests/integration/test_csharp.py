@@ -514,3 +514,16 @@ async def test_what_a_program_keeps_lives_as_long_as_its_process(run: Run) -> No
     ran = await run(source, range(3), max_concurrency=1, isolation=Isolation.ITEM)
     assert ran.outputs == [[1, False]] * 3
     assert len(ran.session_ids) == 1
+
+
+async def test_a_session_begins_with_what_is_quick_to_begin_with(run: Run) -> None:
+    """The harness's machine code was made ahead, and its descriptors need no larger table."""
+    source = (
+        "using System.IO;\nusing System.Linq;\n\nclass P {\n  static object Main(object n) {\n"
+        '    bool ahead = File.ReadAllText("/proc/self/maps").Contains("/csharp.so");\n'
+        '    var descriptors = new DirectoryInfo("/proc/self/fd").GetFileSystemInfos();\n'
+        "    return new object[] { ahead, descriptors.Max(each => int.Parse(each.Name)) };\n  }\n}\n"
+    )
+    [[ahead, highest]] = (await run(source, [1])).outputs
+    assert ahead
+    assert 48 <= highest < 64

@@ -90,14 +90,14 @@ MIB = 1 << 20
 
 
 @pytest.mark.settings(
-    sandbox__processes_max=12, sandbox__files_max=40, sandbox__tmp_bytes=2 * MIB, sandbox__memory_bytes=64 * MIB
+    sandbox__processes_max=12, sandbox__files_max=64, sandbox__tmp_bytes=2 * MIB, sandbox__memory_bytes=64 * MIB
 )
 @pytest.mark.parametrize(
     ("name", "n", "status", "output", "printed"),
     [
         pytest.param("forks", 100, "ok", "EAGAIN", range(1, 12), id="processes_max"),
         pytest.param("threads", 100, "program_error", None, range(1, 12), id="processes_max, of threads"),
-        pytest.param("opens", 100, "ok", "EMFILE", range(10, 40), id="files_max"),
+        pytest.param("opens", 100, "ok", "EMFILE", range(10, 64), id="files_max"),
         pytest.param("one_file", 8 * MIB, "ok", ("EFBIG", "ENOSPC"), None, id="tmp_bytes, of one file"),
         pytest.param("many_files", 8 * MIB, "ok", "ENOSPC", None, id="tmp_bytes, of all"),
         pytest.param("a_file_with_a_hole", 1 << 50, "ok", "EFBIG", None, id="tmp_bytes, of nothing"),

@@ -86,19 +86,20 @@ class Builds:
     def __repr__(self) -> str:
         return f"<Builds in {self._cache.directory}, {len(self._under_way)} under way>"
 
-    async def harness(self, compiler: Compiler) -> BinaryIO:
-        """What a session begins with. Raises BuildFailed."""
+    async def harness(self, compiler: Compiler, beside: str = "") -> BinaryIO:
+        """What a session begins with, or what that finds beside it. Raises BuildFailed."""
+        command = compiler.beside[beside] if beside else compiler.command
         try:
-            return await self._built(compiler, compiler.harness)
+            return await self._built(compiler, command, compiler.harness)
         except LoadFailed as failure:
             raise BuildFailed(f"the harness does not compile: {failure.error.message}") from None
 
     async def program(self, compiler: Compiler, program: Program) -> BinaryIO:
         """What was built of a program. Raises LoadFailed, BuildFailed."""
-        return await self._built(compiler, compiler.sources(program.shape, program.source))
+        return await self._built(compiler, compiler.command, compiler.sources(program.shape, program.source))
 
-    async def _built(self, compiler: Compiler, files: Mapping[str, bytes]) -> BinaryIO:
-        key = compiler.key(compiler.command, files)
+    async def _built(self, compiler: Compiler, command: tuple[str, ...], files: Mapping[str, bytes]) -> BinaryIO:
+        key = compiler.key(command, files)
         while True:
             found = await self._cached(key)
             if found is not None:
@@ -106,7 +107,7 @@ class Builds:
             build = self._under_way.get(key)
             if build is None:
                 build = self._under_way[key] = _Build()
-                self._nursery.start_soon(self._make, key, build, compiler, files)
+                self._nursery.start_soon(self._make, key, build, compiler, command, files)
             await build.done.wait()
             if build.error is not None:
                 raise LoadFailed(build.error)
@@ -122,12 +123,14 @@ class Builds:
         except (OSError, ConfigError) as error:
             raise BuildFailed(f"what is built cannot be kept in {self._cache.directory}: {error}") from None
 
-    async def _make(self, key: str, build: _Build, compiler: Compiler, files: Mapping[str, bytes]) -> None:
+    async def _make(
+        self, key: str, build: _Build, compiler: Compiler, command: tuple[str, ...], files: Mapping[str, bytes]
+    ) -> None:
         try:
             async with self._slots:
                 prepared = await self._prepared(compiler)
                 async with self._run(
-                    compiler, compiler.command, files, prepared, self._section.timeout_s, PROGRAM_BYTES_MAX
+                    compiler, command, files, prepared, self._section.timeout_s, PROGRAM_BYTES_MAX
                 ) as output:
                     await trio.to_thread.run_sync(self._cache.put, key, output)
             build.trouble = ""

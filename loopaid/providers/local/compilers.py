@@ -7,7 +7,8 @@ A build runs `command` in a sandbox of its own, in which these variables name di
     TMPDIR     empty, and gone with the build
 
 What `command` writes to stdout is what was built, and what it writes to stderr is for `explain`. A session begins as
-the harness alone (`Runtime.command`, followed by the path of the harness). What was built of a program it finds, when
+the harness alone (`Runtime.command`, followed by the path of the harness), and finds beside it what the commands in
+`beside` write. What was built of a program it finds, when
 LOAD has come, behind the descriptor that its setting `program` names. At isolation `item` it is told to STAND_BACK, and
 its place is taken by a parent that starts it anew for each item; or, if what is built `runs_alone`, that, which must
 then do as a harness does that has its program already.
@@ -29,6 +30,7 @@ class Compiler(msgspec.Struct, frozen=True, kw_only=True):
     `version` is that of the toolchain, `read_only` what it needs beside /usr, as (outside, inside). Files are given by
     their paths below BUILD. `sources` makes them of a program's shape and text, and may raise LoadFailed. `explain`
     makes the program's error of what a failed build said, with the lines of the text that was given to `sources`.
+    The keys of `beside` are what a name has in addition to that of the harness.
     """
 
     version: str
@@ -39,6 +41,7 @@ class Compiler(msgspec.Struct, frozen=True, kw_only=True):
     sources: Callable[[Shape, str], Mapping[str, bytes]]
     explain: Callable[[str], ProgramError]
     prepare: tuple[str, ...] = ()
+    beside: Mapping[str, tuple[str, ...]] = {}
     runs_alone: bool = False
     read_only: tuple[tuple[str, str], ...] = ()
 

@@ -200,6 +200,7 @@ def _csharp(config: Config, run_as: int | None, python: Runtime | None) -> Runti
         # --debug knows lines, and those of exceptions are the right ones where code stays in order.
         command=(found.executable, "--debug", "-O=-branch"),
         harness="csharp",
+        settings={"version": found.version},
         read_only=found.read_only + (python.read_only if python else ()),
         environment={
             "MONO_DISABLE_SHARED_AREA": "1",  # a file in /tmp for others to watch it by

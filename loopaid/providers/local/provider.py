@@ -127,9 +127,12 @@ class LocalProvider:
         if runtime.compiler is None:
             return files
         try:
-            return files | {runtime.harness: owner.enter_context(await self._builds.harness(runtime.compiler))}
+            for beside in ("", *runtime.compiler.beside):
+                built = await self._builds.harness(runtime.compiler, beside)
+                files[runtime.harness + beside] = owner.enter_context(built)
         except BuildFailed as error:
             raise StartFailed(str(error)) from None
+        return files
 
     def _spawn(self, session_id: str, runtime: Runtime, harnesses: dict[str, BinaryIO]) -> LocalSession:
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:  # closed here, except for what works

@@ -2,7 +2,6 @@
 
 using System;
 using System.Collections.Generic;
-using System.Linq;
 using System.Numerics;
 using System.Reflection;
 using System.Runtime.CompilerServices;
@@ -20,15 +19,20 @@ sealed class Built {
         var bytes = new byte[Native.Size(fd)];
         Native.ReadFromBegin(fd, bytes);
         Native.Close(fd);
-        int begin = Array.IndexOf(bytes, (byte)'\n') + 1;
-        int[] sizes = Encoding.ASCII.GetString(bytes, 0, begin - 1).Split(' ').Select(int.Parse).ToArray();
-        var assembly = new byte[sizes[0]];
-        var symbols = new byte[sizes[1]];
-        Buffer.BlockCopy(bytes, begin, assembly, 0, sizes[0]);
-        Buffer.BlockCopy(bytes, begin + sizes[0], symbols, 0, sizes[1]);
-        int end = begin + sizes[0] + sizes[1];
-        Source = Encoding.UTF8.GetString(bytes, end, bytes.Length - end);
+        int begin = Packed.Find((byte)'\n', bytes, 0, bytes.Length) + 1;
+        string sizes = Encoding.ASCII.GetString(bytes, 0, begin);
+        int space = sizes.IndexOf(' ');
+        byte[] assembly = Part(bytes, ref begin, int.Parse(sizes.Substring(0, space)));
+        byte[] symbols = Part(bytes, ref begin, int.Parse(sizes.Substring(space)));
+        Source = Encoding.UTF8.GetString(bytes, begin, bytes.Length - begin);
         Assembly = Assembly.Load(assembly, symbols);
+    }
+
+    static byte[] Part(byte[] bytes, ref int begin, int size) {
+        var part = new byte[size];
+        Buffer.BlockCopy(bytes, begin, part, 0, size);
+        begin += size;
+        return part;
     }
 }
 
@@ -81,18 +85,20 @@ static class Entry {
     }
 
     static MethodInfo Find(Built program) {
-        IEnumerable<MethodInfo> methods = program.Assembly.GetTypes().SelectMany(type => type.GetMethods(Declared));
-        MethodInfo[] found = methods.Where(each => each.Name == "Main").ToArray();
-        MethodInfo[] callable = found.Where(IsCallable).ToArray();
-        if (callable.Length == 1) return callable[0];
+        var found = new List<MethodInfo>();
+        foreach (Type type in program.Assembly.GetTypes())
+            foreach (MethodInfo each in type.GetMethods(Declared))
+                if (each.Name == "Main") found.Add(each);
+        List<MethodInfo> callable = found.FindAll(IsCallable);
+        if (callable.Count == 1) return callable[0];
         string problem = "the program defines no " + Wanted;
-        if (callable.Length > 1) problem = "the program defines more than one Main: " + List(callable);
-        else if (found.Length > 0) problem += "; what it defines cannot be called: " + List(found);
+        if (callable.Count > 1) problem = "the program defines more than one Main: " + List(callable);
+        else if (found.Count > 0) problem += "; what it defines cannot be called: " + List(found);
         throw new NoMain(problem, program.Source);
     }
 
-    static string List(MethodInfo[] methods) {
-        return string.Join(", ", methods.Select(each => "`" + each + "` of " + each.DeclaringType));
+    static string List(List<MethodInfo> methods) {
+        return string.Join(", ", methods.ConvertAll(each => "`" + each + "` of " + each.DeclaringType));
     }
 
     static bool IsCallable(MethodInfo main) {
@@ -104,7 +110,7 @@ static class Entry {
 
     static bool Takes(Type type) {
         Type inner = Nullable.GetUnderlyingType(type) ?? type;
-        return Inputs.Any(inner.IsAssignableFrom) || !inner.IsEnum && Type.GetTypeCode(inner) >= TypeCode.SByte &&
+        return Array.Exists(Inputs, inner.IsAssignableFrom) || !inner.IsEnum && Type.GetTypeCode(inner) >= TypeCode.SByte &&
             Type.GetTypeCode(inner) <= TypeCode.Decimal;
     }
 }

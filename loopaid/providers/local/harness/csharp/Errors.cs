@@ -2,7 +2,6 @@
 
 using System;
 using System.Collections.Generic;
-using System.Linq;
 
 namespace Loopaid {
 
@@ -66,7 +65,7 @@ static class Errors {
     }
 
     static bool IsForeign(string line) {
-        return Foreign.Any(each => line.StartsWith(each, StringComparison.Ordinal));
+        return Array.Exists(Foreign, each => line.StartsWith(each, StringComparison.Ordinal));
     }
 
     /// " [0x00013] in /where/it/was/program.cs:4 " is in program.cs:4, and " [0x0002d] in <d22af0>:0 " nowhere.

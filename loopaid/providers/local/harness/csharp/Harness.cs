@@ -7,8 +7,6 @@ using System;
 using System.Collections.Generic;
 using System.Diagnostics;
 using System.Globalization;
-using System.Linq;
-using System.Reflection;
 using System.Text;
 using System.Threading;
 
@@ -31,18 +29,18 @@ static class Harness {
     static Item item;
 
     static void Main() {
-        CultureInfo.DefaultThreadCurrentCulture = Thread.CurrentThread.CurrentCulture = CultureInfo.InvariantCulture;
+        CultureInfo.DefaultThreadCurrentCulture = CultureInfo.InvariantCulture;
         byte[] text = Encoding.UTF8.GetBytes(Environment.GetEnvironmentVariable(Settings));
         Environment.SetEnvironmentVariable(Settings, null);
         settings = Map(reader.Read(text, 0, text.Length));
-        int[] fds = ((List<object>)settings["fds"]).Select(Lifted).ToArray();
-        down = fds[0];
-        up = fds[1];
-        rows = fds[2];
+        var fds = (List<object>)settings["fds"];
+        down = Lifted(fds[0]);
+        up = Lifted(fds[1]);
+        rows = Lifted(fds[2]);
         sweeps = (bool)settings["sweep"] && Native.LivesInAPidNamespace();
         item = new Item(reader, settings);
         said.Ascii("{\"version\":");
-        said.String(Version());
+        said.String((string)settings["version"]);
         said.Byte('}');
         Send(Ready);
         while (ReadFrame()) {
@@ -60,12 +58,6 @@ static class Harness {
 
     static Dictionary<string, object> Map(object value) {
         return (Dictionary<string, object>)value;
-    }
-
-    static string Version() {
-        const BindingFlags hidden = BindingFlags.NonPublic | BindingFlags.Static;
-        MethodInfo name = Type.GetType("Mono.Runtime").GetMethod("GetDisplayName", hidden);
-        return ((string)name.Invoke(null, null)).Split(' ')[0];
     }
 
     // --- frames
@@ -150,8 +142,7 @@ static class Harness {
         int done = 0, written = 0, end = frameLength;
         while (done < count) {
             LoopaidItem.Position = done;
-            int stop = Array.IndexOf(frame, (byte)'\n', position, end - position);
-            if (stop < 0) stop = end;
+            int stop = Packed.Find((byte)'\n', frame, position, end);
             Status status = item.Execute(frame, position, stop, seq + done);
             position = stop + 1;
             done++;

@@ -19,6 +19,12 @@ static class Packed {
         return bytes[at] << 24 | bytes[at + 1] << 16 | bytes[at + 2] << 8 | bytes[at + 3];
     }
 
+    /// Where this byte comes first, `end` when it does not.
+    public static int Find(byte wanted, byte[] bytes, int begin, int end) {
+        while (begin < end && bytes[begin] != wanted) begin++;
+        return begin;
+    }
+
     public static void Number(byte[] bytes, int at, long value) {
         bytes[at] = (byte)(value >> 24);
         bytes[at + 1] = (byte)(value >> 16);

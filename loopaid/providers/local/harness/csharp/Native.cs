@@ -4,48 +4,49 @@ using System;
 using System.Collections;
 using System.Collections.Generic;
 using System.IO;
-using System.Linq;
 using System.Runtime.InteropServices;
 
 namespace Loopaid {
 
 static class Native {
     public const int SIGXFSZ = 25;
+    const string Libc = "__Internal";  // which mono itself has loaded, and need not look for in many places
     const int EINTR = 4, POLLIN = 1, F_SETFD = 2, F_DUPFD_CLOEXEC = 1030, SEEK_SET = 0, SEEK_END = 2, SIGKILL = 9;
     const int RUSAGE_BYTES = 144, RUSAGE_MAXRSS = 32;
-    const int LowestFd = 64;  // above what careless programs close
+    const int LowestFd = 48;  // above what careless programs close, below 64, where the table grows, for 10 ms
 
     struct PollFd {
         public int Fd;
         public short Events, Got;
     }
 
-    [DllImport("libc", SetLastError = true)]
+    [DllImport(Libc, SetLastError = true)]
     static extern IntPtr read(int fd, ref byte bytes, IntPtr count);
-    [DllImport("libc", SetLastError = true)]
+    [DllImport(Libc, SetLastError = true)]
     static extern IntPtr write(int fd, ref byte bytes, IntPtr count);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern IntPtr pread(int fd, byte[] bytes, IntPtr count, long offset);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern long lseek(int fd, long offset, int from);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern int ftruncate(int fd, long size);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern int poll(ref PollFd fds, UIntPtr count, int timeout);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern int fcntl(int fd, int command, int argument);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern int close(int fd);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern int kill(int pid, int signal);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern int getsid(int pid);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern int execve(string path, string[] arguments, string[] environment);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern int getrusage(int who, byte[] usage);
-    [DllImport("libc")]
+    [DllImport(Libc)]
     static extern IntPtr signal(int signal, IntPtr handler);
+
     /// A copy that children do not inherit.
     public static int Lifted(int fd) {
         return fcntl(fd, F_DUPFD_CLOEXEC, LowestFd);
@@ -61,9 +62,16 @@ static class Native {
 
     /// Become another program. Returns only if that fails.
     public static void Become(IEnumerable<object> command, IDictionary environment) {
-        string[] arguments = command.Cast<string>().Concat(new string[] { null }).ToArray();
-        IEnumerable<string> variables = environment.Cast<DictionaryEntry>().Select(each => each.Key + "=" + each.Value);
-        execve(arguments[0], arguments, variables.Concat(new string[] { null }).ToArray());
+        var arguments = new List<string>();
+        foreach (string each in command) arguments.Add(each);
+        var variables = new List<string>();
+        foreach (DictionaryEntry each in environment) variables.Add(each.Key + "=" + each.Value);
+        execve(arguments[0], Ended(arguments), Ended(variables));
+    }
+
+    static string[] Ended(List<string> words) {
+        words.Add(null);
+        return words.ToArray();
     }
 
     /// Fill bytes from `at` to `end`; false at the end of the file.

@@ -32,26 +32,22 @@ sealed class Outputs {
         this.text = text;
         this.bytesMax = bytesMax;
         CultureInfo invariant = CultureInfo.InvariantCulture;
-        Add<bool>(value => text.Ascii(value ? "true" : "false"));
-        Add<double>(value => Float(value, false));
-        Add<float>(value => Float(value, true));
-        Add<int>(value => text.Integer(value));
-        Add<uint>(value => text.Integer(value));
-        Add<short>(value => text.Integer(value));
-        Add<ushort>(value => text.Integer(value));
-        Add<byte>(value => text.Integer(value));
-        Add<sbyte>(value => text.Integer(value));
-        Add<ulong>(value => text.Ascii(value.ToString(invariant)));
-        Add<decimal>(value => text.Ascii(value.ToString(invariant)));
-        Add<char>(value => String(value.ToString()));
-        Add<DateTime>(value => String(value.ToString(Time, invariant)));
-        Add<DateTimeOffset>(value => String(value.ToString(Time, invariant)));
-        Add<TimeSpan>(value => String(value.ToString()));
-        Add<Guid>(value => String(value.ToString()));
-    }
-
-    void Add<T>(Action<T> write) {
-        writers[typeof(T)] = value => write((T)value);
+        writers.Add(typeof(bool), value => text.Ascii((bool)value ? "true" : "false"));
+        writers.Add(typeof(double), value => Float((double)value, false));
+        writers.Add(typeof(float), value => Float((float)value, true));
+        writers.Add(typeof(int), value => text.Integer((int)value));
+        writers.Add(typeof(uint), value => text.Integer((uint)value));
+        writers.Add(typeof(short), value => text.Integer((short)value));
+        writers.Add(typeof(ushort), value => text.Integer((ushort)value));
+        writers.Add(typeof(byte), value => text.Integer((byte)value));
+        writers.Add(typeof(sbyte), value => text.Integer((sbyte)value));
+        writers.Add(typeof(ulong), value => text.Ascii(((ulong)value).ToString(invariant)));
+        writers.Add(typeof(decimal), value => text.Ascii(((decimal)value).ToString(invariant)));
+        writers.Add(typeof(char), value => String(((char)value).ToString()));
+        writers.Add(typeof(DateTime), value => String(((DateTime)value).ToString(Time, invariant)));
+        writers.Add(typeof(DateTimeOffset), value => String(((DateTimeOffset)value).ToString(Time, invariant)));
+        writers.Add(typeof(TimeSpan), value => String(value.ToString()));
+        writers.Add(typeof(Guid), value => String(value.ToString()));
     }
 
     /// Write a value behind what is there. Throws NotJson, and what the value's own methods throw.

@@ -20,7 +20,7 @@ const (
 	kindLoad, kindRun, kindStandBack               = 1, 2, 5
 
 	frameBytes     = 5
-	controlFdMin   = 64 // control descriptors live above what careless programs close
+	controlFdMin   = 48 // above what careless programs close, below where the kernel makes the threads wait for a larger table
 	stackBytesMax  = 64 << 20
 	settingsInside = "LOOPAID_HARNESS"
 	broken         = 70 // exit code when the harness itself fails
