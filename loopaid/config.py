@@ -142,7 +142,7 @@ class LanguageMapping(Section, frozen=True):
 
 class RuntimeMapping(Section, frozen=True):
     python: Literal["Docker", "Python"] = "Docker"
-    javascript: Literal["Docker", "NodeJs"] = "Docker"
+    javascript: Literal["Docker", "Deno", "Bun", "NodeJs"] = "Docker"
 
 
 class CodeBeakerSection(Section, frozen=True):

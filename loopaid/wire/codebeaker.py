@@ -128,6 +128,8 @@ class Trouble(enum.Enum):
 _TROUBLES: Final = (
     ("Session not found", Trouble.SESSION_GONE),
     ("Session is closed", Trouble.SESSION_GONE),
+    ("No such container", Trouble.SESSION_GONE),
+    ("is not running", Trouble.SESSION_GONE),  # a container; of the words of Docker
     ("environment is null", Trouble.SESSION_BROKEN),
     ("Environment is stopped", Trouble.SESSION_BROKEN),
     ("Environment is not ready", Trouble.SESSION_BROKEN),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,12 +14,15 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 import trustme
 
 from loopaid.config import Config, load_config
 from loopaid.errors import ErrorCode
 from loopaid.model import STATUSES, CheckState, Isolation, Language, Shape
 from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, StartFailed, Window, WindowEnd
+from loopaid.providers.codebeaker import session as codebeaker_session
+from loopaid.providers.codebeaker import windows
 from loopaid.providers.codebeaker.checks import check_codebeaker
 from loopaid.providers.codebeaker.endpoint import Endpoint
 from loopaid.providers.codebeaker.provider import CodeBeakerProvider, open_codebeaker_provider
@@ -528,13 +533,167 @@ async def test_a_session_is_given_up_well_before_the_server_does_it(double: Code
         assert double.sessions.sessions == []
 
 
-async def test_a_rate_limit_costs_no_attempt(provider: CodeBeakerProvider, double: CodeBeakerDouble) -> None:
+DENIAL = "Rate limit exceeded: 1/1 executions per minute"
+
+
+@pytest.mark.parametrize("runtime", ["Python", "Docker"])
+async def test_a_rate_limit_is_waited_for_and_costs_neither_an_attempt_nor_the_session(
+    double: CodeBeakerDouble, runtime: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(codebeaker_session, "BACK_OFF_S_MAX", 0.01)
+    async with provider_for(double, codebeaker__runtime_mapping__python=runtime) as provider:
+        session = await session_of(provider)
+        double.sessions.rate_limit = 1
+        assert (await ran(session, [1]))[0].outputs == [1]
+        asked: list[str] = []
+
+        def let_time_pass(_: int, line: str) -> None:
+            asked.append(json.loads(line)["method"])
+            if len(asked) == 2:
+                double.sessions.advance(60)
+
+        double.on_line = let_time_pass
+        assert (await ran(session, [2]))[0].outputs == [2]
+        assert asked == ["session.execute"] * 2
+        assert double.sessions.creations == 1
+        assert re.search(f"session s-1 waits [1-6]?[0-9] s: {DENIAL}", caplog.text)
+
+
+async def test_a_session_that_is_refused_once_more_is_given_up(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codebeaker_session, "BACK_OFF_S_MAX", 0.01)
     session = await session_of(provider)
-    double.sessions.rate_limit = 1
-    assert (await ran(session, [1]))[0].outputs == [1]
-    _, ended = await lost(session, [2])
+    double.sessions.rate_limit = 0
+    before = double.requests["session.execute"]
+    heard, ended = await lost(session, [2])
+    assert (ended.by, ended.begun, ended.reason, heard.rows) == (EndedBy.OUTSIDE, False, DENIAL.replace("1", "0"), [])
+    assert double.requests["session.execute"] == before + 2
+
+
+@pytest.mark.parametrize("ending", ["request_stop", "kill"])
+async def test_a_window_that_waits_for_its_turn_can_be_recalled(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble, ending: str
+) -> None:
+    session = await session_of(provider)
+    double.sessions.rate_limit = 0
+    before = double.requests["session.execute"]
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def recall() -> None:
+            while double.requests["session.execute"] == before:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            getattr(session, ending)()
+
+        _, ended = await lost(session, [2])
     assert not ended.begun
-    assert ended.reason == "Rate limit exceeded: 1/1 executions per minute"
+    assert double.requests["session.execute"] == before + 1
+
+
+async def test_words_of_a_program_are_not_taken_for_those_of_the_server(provider: CodeBeakerProvider) -> None:
+    source = f"""
+import os, signal
+
+def main(n):
+    with open(f"/proc/{{os.getppid()}}/fd/2", "w") as stderr:
+        stderr.write({DENIAL!r})
+    os.kill(os.getppid(), signal.SIGKILL)
+"""
+    _, ended = await lost(await session_of(provider, source), [1])
+    assert ended.begun
+    assert ended.reason == f"a command ended without a word: {DENIAL}"
+
+
+# Containers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def container(double: CodeBeakerDouble) -> AsyncIterator[CodeBeakerProvider]:
+    async with provider_for(double, codebeaker__runtime_mapping__python="Docker") as provider:
+        yield provider
+
+
+async def test_an_item_whose_process_the_kernel_ends_for_the_containers_memory_is_told_so(
+    container: CodeBeakerProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where no container is, the program plays the kernel."""
+    monkeypatch.setattr(windows, "CGROUP", str(tmp_path))
+    events = tmp_path / "memory.events"
+    events.write_text("low 0\nmax 7\noom 1\noom_kill 1\n")
+    source = f"""
+import os, signal
+
+def main(n):
+    if n:
+        open({str(events)!r}, "w").write("low 0\\noom_kill 2\\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    session = await session_of(container, source)
+    heard, end = await ran(session, [0, 1, 0])
+    assert (heard.statuses, end.done) == (["ok", "memory_limit"], 2)
+    assert heard.error(1)[1] == "out of memory: killed by the kernel: the container has no memory left"
+    events.write_text("oom_kill 2\n")
+    session = await session_of(container, source.replace("_kill 2", "_kill 0"))
+    heard, ended = await lost(session, [0, 1, 0])  # by whomever: it is tried again
+    assert (heard.statuses, ended.by, ended.begun) == (["ok"], EndedBy.OUTSIDE, True)
+
+
+async def test_in_a_container_an_allocation_fails_before_its_memory_is_used_up(container: CodeBeakerProvider) -> None:
+    source = "import resource\n\ndef main(n):\n    return resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20\n"
+    heard, _ = await ran(await session_of(container, source), [1])
+    assert heard.outputs == [512 - 64]
+
+
+@pytest.mark.parametrize(
+    ("error", "begun"),
+    [
+        ('Docker API responded with status code=Conflict, response={"message":"container 8f is not running"}', False),
+        ('Docker API responded with status code=NotFound, response={"message":"No such container: 8f"}', False),
+        ("Docker API responded with status code=InternalServerError, response=...", True),
+    ],
+)
+async def test_a_container_that_is_gone_costs_its_session_alone(
+    container: CodeBeakerProvider, double: CodeBeakerDouble, error: str, begun: bool
+) -> None:
+    session = await session_of(container)
+    result = json.dumps({"success": False, "result": None, "error": error})
+    reply = f'{{"jsonrpc":"2.0","id":{session._connection._rpc._last_id + 1},"result":{result},"error":null}}'
+    double.faults.plan(Fault(FaultKind.GARBAGE, text=reply))
+    heard, ended = await lost(session, [1])
+    assert (heard.rows, ended.by, ended.begun) == ([], EndedBy.OUTSIDE, begun)
+    assert error in ended.reason
+    await session.aclose()
+    assert double.sessions.sessions == []
+
+
+async def test_a_window_that_does_not_get_into_its_container_is_an_attempt(
+    container: CodeBeakerProvider, double: CodeBeakerDouble
+) -> None:
+    session = await session_of(container)
+    full = {"stdout": "", "stderr": "sh: 1: cannot create /tmp/x: No space left on device", "exitCode": 2}
+    result = json.dumps({"success": True, "result": full, "error": None})
+    reply = f'{{"jsonrpc":"2.0","id":{session._connection._rpc._last_id + 1},"result":{result},"error":null}}'
+    double.faults.plan(Fault(FaultKind.GARBAGE, text=reply))
+    _, ended = await lost(session, [random.Random(1).randbytes(200_000).hex()])
+    assert ended.begun
+    assert "could not be put into the container: sh: 1: cannot create" in ended.reason
+
+
+@pytest.mark.parametrize(("asked_for", "given"), [("Docker", "Python"), ("Python", "Docker")])
+async def test_a_session_that_does_not_look_like_what_was_asked_for_is_warned_of(
+    double: CodeBeakerDouble, asked_for: str, given: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with provider_for(double, codebeaker__runtime_mapping__python=asked_for) as provider:
+        await session_of(provider)
+        assert "does not look like" not in caplog.text
+        reply = {"sessionId": "8f", "containerId": "8f" if given == "Docker" else ""}
+        said = f'{{"jsonrpc":"2.0","id":1,"result":{json.dumps(reply)},"error":null}}'
+        double.faults.plan(Fault(FaultKind.GARBAGE, "session.create", text=said))
+        await provider.start(Language.PYTHON, "s-2")
+    assert f"session s-2 was asked for on {asked_for}, which its reply does not look like" in caplog.text
 
 
 # Starting --------------------------------------------------------------------------------------------------------

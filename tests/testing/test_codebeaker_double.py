@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from loopaid.testing.codebeaker_double import CodeBeakerDouble
-from loopaid.testing.codebeaker_double.environments import EXECUTE_TIMEOUT_S, Command, replied
+from loopaid.testing.codebeaker_double.environments import EXECUTE_TIMEOUT_S
 from loopaid.testing.codebeaker_double.server import KEEP_ALIVE_S
 from loopaid.testing.codebeaker_double.sessions import LOCK_WAIT_S
 
@@ -409,21 +409,61 @@ async def test_a_closed_docker_session_leaks_its_container(raw: Any, double: Cod
     assert double.sessions.leaked_containers == 1
 
 
-async def test_deno_and_bun_answer_as_they_were_told(raw: Any, double: CodeBeakerDouble) -> None:
-    def script(runtime: str, command: Command) -> dict[str, Any]:
-        return replied(True, f"{runtime} was given {command['code']}", "warned")
+@pytest.mark.parametrize("runtime", ["Deno", "Bun"])
+async def test_deno_and_bun_run_for_real_and_keep_files(raw: Any, runtime: str) -> None:
+    session = await raw.create(runtime, "javascript")
+    code = f"import {{ cwd }} from 'node:process';\nconst n: number = 3;\nconsole.log('{runtime}' in globalThis, n)"
+    result = await raw.execute(session, type="execute", code=code + "\nconsole.error('warned');\nconsole.log(' x ')")
+    assert (result["success"], result["result"], result["error"]) == (True, "true 3\n x ", "warned")
+    assert os.listdir(f"/tmp/codebeaker-{session}") in ([], [".deno-cache"])
+    failed = await raw.execute(session, type="execute", code="console.log(1); throw new Error('none')")
+    assert (failed["success"], failed["result"], "none" in failed["error"]) == (False, "1", True)
+    written = await raw.execute(session, type="write_file", path="d/f", content="text")
+    assert written["result"] == "File written: d/f"
+    assert (await raw.execute(session, type="create_dir", path="e"))["result"] == "Directory created: e"
+    assert (await raw.execute(session, type="read_file", path="d/f"))["result"] == "text"
+    mapped = await raw.execute(session, type="read_file", path="/workspace/d/f")
+    assert mapped["success"] is (runtime == "Deno")
 
-    double.sessions.script = script
-    for runtime in ("Deno", "Bun"):
-        session = await raw.create(runtime, "javascript")
-        result = await raw.execute(session, type="execute", code="x")
-        assert (result["success"], result["result"], result["error"]) == (True, f"{runtime} was given x", "warned")
-        written = await raw.execute(session, type="write_file", path="d/f", content="text")
-        assert written["result"] == "File written: d/f"
-        assert (await raw.execute(session, type="create_dir", path="e"))["result"] == "Directory created: e"
-        assert (await raw.execute(session, type="read_file", path="d/f"))["result"] == "text"
-        mapped = await raw.execute(session, type="read_file", path="/workspace/d/f")
-        assert mapped["success"] is (runtime == "Deno")
+
+async def test_deno_lets_programs_at_the_files_of_every_session_and_at_nothing_else(raw: Any) -> None:
+    session, other = await raw.create("Deno", "javascript"), await raw.create("Deno", "javascript")
+    await raw.execute(other, type="write_file", path="kept", content="theirs")
+    tried = [f"Deno.readTextFileSync('/tmp/codebeaker-{other}/kept')", "Deno.env.get('HOME')", "new Deno.Command('sh')"]
+    tried[2] += ".outputSync()"
+    code = "".join(f"try {{ console.log({each}) }} catch (error) {{ console.log(error.name) }}\n" for each in tried)
+    result = await raw.execute(session, type="execute", code=code)
+    assert result["result"].split() == ["theirs", "NotCapable", "NotCapable"]
+
+
+async def test_shell_is_a_program_on_deno_and_a_script_on_bun(raw: Any) -> None:
+    session = await raw.create("Deno", "javascript")
+    await raw.execute(session, type="write_file", path="a.ts", content="console.log(Deno.args)")
+    shell = {"type": "shell", "command": "deno", "args": ["/workspace/a.ts", "b c", ""]}
+    assert (await raw.execute(session, **shell))["result"] == '[ "b c" ]'
+    shell = {"type": "shell", "command": "sh", "args": ["-c", "echo $X"], "env": {"X": "1"}}
+    assert (await raw.execute(session, **shell))["result"] == "1"
+    session = await raw.create("Bun", "javascript")
+    await raw.execute(session, type="write_file", path="a.ts", content="console.log(process.argv.slice(2).join('|'))")
+    shell = {"type": "shell", "command": "a.ts", "args": ["b c"], "env": {"X": "1"}}
+    assert (await raw.execute(session, **shell))["result"] == "b|c"
+
+
+async def test_a_shell_child_that_fills_stderr_before_stdout_ends_hangs_for_good(
+    raw: Any, connect: Any, double: CodeBeakerDouble
+) -> None:
+    session = await raw.create()
+    code = "import os,sys;os.write(2,b'x'*%d);print('done')"
+    shell = {"type": "shell", "command": "python3", "args": ["-c", f'"{code % 60_000}"']}
+    result = await raw.execute(session, **shell)
+    assert (result["success"], result["result"], len(result["error"])) == (True, "done\n", 60_000)
+    shell["args"] = ["-c", f'"{code % 70_000}"']  # a pipe holds 65,536 bytes
+    await raw.begin("session.execute", {"sessionId": session, "command": shell})
+    with trio.move_on_after(0.5) as waiting:
+        await raw.reply()
+    assert waiting.cancelled_caught
+    await (await connect()).call("session.close", {"sessionId": session})
+    assert not (await raw.reply())["result"]["success"]
 
 
 # The life of a session -------------------------------------------------------------------------------------------
@@ -443,6 +483,21 @@ async def test_sessions_are_created_one_at_a_time_on_the_whole_server(
     assert (await raw.reply())["result"]["state"] == "Active"
     double.faults.create_s = 0.0
     assert await other.create()
+
+
+async def test_on_redis_lists_fail_while_a_session_is_created_and_creations_do_not_wait(
+    raw: Any, connect: Any, double: CodeBeakerDouble
+) -> None:
+    double.sessions.on_redis = True
+    double.faults.create_s = float("inf")
+    other, third = await connect(), await connect()
+    for each in (raw, other):
+        await each.begin("session.create", {"language": "python"})
+    while double.sessions.creating < 2:
+        await trio.lowlevel.checkpoint()
+    assert await third.failure("session.list") == (
+        "JsonException: 'b' is an invalid start of a value. Path: $ | LineNumber: 0 | BytePositionInLine: 0."
+    )
 
 
 async def test_closing_is_idempotent(raw: Any) -> None:
@@ -604,7 +659,7 @@ async def test_with_a_rate_limit_executions_are_refused_until_the_minute_is_over
     results = [await raw.execute(session, type="execute", code="print(1)") for _ in range(3)]
     assert [result["success"] for result in results] == [True, True, False]
     assert results[2]["error"] == "Rate limit exceeded: 2/2 executions per minute"
-    assert results[2]["result"].startswith("Rate limit exceeded. Retry in ")
+    assert results[2]["result"] in [f"Rate limit exceeded. Retry in {seconds} seconds." for seconds in range(61)]
     double.sessions.advance(61)
     assert (await raw.execute(session, type="execute", code="print(1)"))["success"]
 

@@ -19,6 +19,8 @@ from loopaid.providers.codebeaker.windows import REMOTES
 from loopaid.wire.codebeaker import Initialized
 
 STATUS_LINE_BYTES_MAX: Final = 4096
+_ALIVE: Final = (200, 307, 308)
+"""A server that has HTTPS as well sends everybody there who asks for its health."""
 _FIXES: Final = {
     ConnectTrouble.UNREACHABLE: "start the server, or correct [codebeaker] url",
     ConnectTrouble.SILENT: "look at the server's log, and at what is between it and here; or raise connect_timeout_s",
@@ -73,7 +75,7 @@ async def _server(nursery: trio.Nursery, endpoint: Endpoint, timeout_s: float, b
         detail = f"{endpoint.url}: it does not answer as a CodeBeaker server does: {error}"
         return Check(name, bad, detail, "correct [codebeaker] url")
     detail = f"{endpoint.url} answers, protocol {version or 'unknown'}"
-    if health != 200:
+    if health not in _ALIVE:
         fix = "look at the server's log; behind a proxy, let /health/live through"
         return Check(name, CheckState.WARN, f"{detail}, but {endpoint.health_resource} with HTTP {health}", fix)
     return Check(name, CheckState.OK, f"{detail}, and is healthy")

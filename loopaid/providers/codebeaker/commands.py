@@ -7,13 +7,13 @@ what is longer is put into a file first, piece by piece.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
 
-from loopaid.model import Language
-from loopaid.providers.codebeaker.windows import REMOTES, Remote
+from loopaid.providers.codebeaker.windows import Remote
 from loopaid.wire.codebeaker import (
     CommandReply,
     Execute,
@@ -29,6 +29,7 @@ PIECE_CHARS: Final = 96 << 10
 """Of one environment variable; Linux takes 128 KiB."""
 UPLOAD_S: Final = 10.0
 PAYLOAD_VARIABLE: Final = "LOOPAID_WINDOW"
+_RETRY: Final = re.compile(r"Rate limit exceeded\. Retry in (\d{1,9}) seconds\.")
 
 
 class Printed(msgspec.Struct, frozen=True):
@@ -39,11 +40,13 @@ class Printed(msgspec.Struct, frozen=True):
 
 
 class NotStarted(Exception):
-    """The server did not run the command: nothing of it has happened."""
+    """The server did not run the command: nothing of it has happened. Who was REFUSED may ask again when
+    `retry_after_s` are over."""
 
-    def __init__(self, trouble: Trouble, reason: str) -> None:
+    def __init__(self, trouble: Trouble, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.trouble = trouble
+        self.retry_after_s = retry_after_s
 
 
 Ask = Callable[[Execute | Shell, float], Awaitable[CommandReply]]
@@ -51,16 +54,16 @@ Ask = Callable[[Execute | Shell, float], Awaitable[CommandReply]]
 
 
 async def run_command(
-    ask: Ask, runtime: Runtime, language: Language, remote_language: str, payload: str, tag: str, limit_s: float
+    ask: Ask, runtime: Runtime, remote: Remote, remote_language: str, payload: str, tag: str, limit_s: float
 ) -> Printed:
     """Run the supervisor on one window, which takes `limit_s` at most if all goes well. Raises NotStarted, and what
     `ask` raises."""
-    remote = REMOTES[language]
     if runtime is Runtime.DOCKER:
         return await _in_container(ask, remote, payload, tag, limit_s)
     reply = await ask(Execute(remote_language, remote.program(payload)), limit_s)
+    _check_granted(reply)
     stdout = reply.result if isinstance(reply.result, str) else ""
-    return Printed(_checked(reply, stdout), "" if reply.success else first_line(reply.error or "it failed"))
+    return Printed(stdout, "" if reply.success else first_line(reply.error or "it failed"))
 
 
 async def _in_container(ask: Ask, remote: Remote, payload: str, tag: str, limit_s: float) -> Printed:
@@ -70,28 +73,33 @@ async def _in_container(ask: Ask, remote: Remote, payload: str, tag: str, limit_
         await _upload(ask, payload, path)
         env, program = {}, remote.program_from_file(path)
     argv = ["-k", "1", str(math.ceil(limit_s)), *remote.command, program]
-    reply = await ask(Shell("timeout", argv, env), limit_s + 1)
-    output = reply.result if isinstance(reply.result, ShellOutput) else ShellOutput()
-    stdout = _checked(reply, output.stdout or "")
-    failure = ""
-    if not reply.success or output.exit_code != 0:
-        failure = first_line(reply.error or output.stderr or stdout) or f"exit code {output.exit_code}"
-    return Printed(stdout, failure)
+    return await _shell(ask, Shell("timeout", argv, env), limit_s + 1)
 
 
 async def _upload(ask: Ask, payload: str, path: str) -> None:
     for start in range(0, len(payload), PIECE_CHARS):
         piece = {"PIECE": payload[start : start + PIECE_CHARS], "FILE": path}
-        reply = await ask(Shell("sh", ["-c", 'printf %s "$PIECE" >>"$FILE"'], piece), UPLOAD_S)
-        output = reply.result
-        if not isinstance(output, ShellOutput) or output.exit_code != 0:
-            said = (output.stderr if isinstance(output, ShellOutput) else reply.error) or ""
-            raise NotStarted(Trouble.OTHER, f"a window could not be put into the container: {first_line(said)}")
+        redirection = ">>" if start else ">"  # what was begun and refused begins anew
+        printed = await _shell(ask, Shell("sh", ["-c", f'printf %s "$PIECE" {redirection}"$FILE"'], piece), UPLOAD_S)
+        if printed.failure:
+            raise NotStarted(Trouble.OTHER, f"a window could not be put into the container: {printed.failure}")
 
 
-def _checked(reply: CommandReply, stdout: str) -> str:
-    """A command that was refused for its rate has not run; anything else may have."""
-    trouble = trouble_in(reply.error or "")
-    if not reply.success and trouble is Trouble.REFUSED:
-        raise NotStarted(trouble, first_line(reply.error or ""))
-    return stdout
+async def _shell(ask: Ask, command: Shell, limit_s: float) -> Printed:
+    """The exit code decides: the server calls everything a success that the container took on."""
+    reply = await ask(command, limit_s)
+    _check_granted(reply)
+    if not reply.success and trouble_in(reply.error or "") is Trouble.SESSION_GONE:
+        raise NotStarted(Trouble.SESSION_GONE, first_line(reply.error or ""))
+    output = reply.result if isinstance(reply.result, ShellOutput) else ShellOutput()
+    stdout, failure = output.stdout or "", ""
+    if not reply.success or output.exit_code != 0:
+        failure = first_line(reply.error or output.stderr or stdout) or f"exit code {output.exit_code}"
+    return Printed(stdout, failure)
+
+
+def _check_granted(reply: CommandReply) -> None:
+    """What is said of any other failure may be a program's words."""
+    denied = _RETRY.fullmatch(reply.result) if isinstance(reply.result, str) else None
+    if denied and not reply.success:
+        raise NotStarted(Trouble.REFUSED, first_line(reply.error or denied[0]), float(denied[1]))

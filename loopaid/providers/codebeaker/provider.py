@@ -43,6 +43,7 @@ IDLE_SHARE: Final = 0.45
 """Of the server's idle time: it forgets every other use of a session."""
 LIFETIME_SHARE: Final = 0.8
 CREDENTIAL: Final = "codebeaker-token"
+_CONFINED: Final = {"Deno": "with the files in /tmp, and those of other sessions among them,"}
 _HELLO: Final = {
     Language.PYTHON: "def main(input_data):\n    return input_data\n",
     Language.JAVASCRIPT: "function main(input_data) {\n    return input_data;\n}\n",
@@ -59,12 +60,12 @@ class CodeBeakerProvider:
 
     def __init__(self, config: Config, endpoint: Endpoint, nursery: trio.Nursery, *, reply_slack_s: float) -> None:
         section = config.codebeaker
-        self._rlimits = {"DATA": section.memory_mb << 20, "FSIZE": config.sandbox.tmp_bytes, "CORE": 0}
+        self._tmp_bytes = config.sandbox.tmp_bytes
         self._server = Server(endpoint, nursery, connect_timeout_s=section.connect_timeout_s)
         self.notes = _notes(section, endpoint)
         self._section = section
+        self._limits = config.limits
         self._terms = Terms(
-            self._settings(config.limits),
             section.rerun_uncertain,
             reply_slack_s,
             section.session_idle_minutes * 60 * IDLE_SHARE,
@@ -82,7 +83,7 @@ class CodeBeakerProvider:
         return self._server.statistics()
 
     def use_limits(self, limits: LimitsSection) -> None:
-        self._terms = msgspec.structs.replace(self._terms, settings=self._settings(limits))
+        self._limits = limits
 
     def problem(self, language: Language, isolation: Isolation = Isolation.SESSION) -> ErrorInfo | None:
         """Every isolation is there."""
@@ -154,6 +155,7 @@ class CodeBeakerProvider:
             connection,
             self._server,
             self._terms,
+            self._settings(runtime),
             language=language,
             remote_language=params.language,
             runtime=runtime,
@@ -173,7 +175,8 @@ class CodeBeakerProvider:
                 raise StartFailed(f"a program that returns its input answered {answers!r}")
         except (SessionEnded, LoadFailed, StartFailed) as error:
             reason = f"programs do not run there: {error}"
-            self._cannot[session.language] = reason, trio.current_time()
+            if session.is_connected:  # else it is no fault of the server's
+                self._cannot[session.language] = reason, trio.current_time()
             await session.aclose()
             raise StartFailed(reason) from None
         except BaseException:
@@ -181,9 +184,13 @@ class CodeBeakerProvider:
             raise
         self._versions[session.language] = session.version
 
-    def _settings(self, limits: LimitsSection) -> Settings:
+    def _settings(self, runtime: Runtime) -> Settings:
+        """A container's memory is for all that is in it: an allocation shall fail before the kernel ends a process."""
+        limits, memory_bytes = self._limits, self._section.memory_mb << 20
+        data = memory_bytes - memory_bytes // 8 if runtime is Runtime.DOCKER else memory_bytes
         return Settings(
-            SessionLimits(limits.output_bytes_max, limits.stdout_bytes_max, limits.stderr_bytes_max), self._rlimits
+            SessionLimits(limits.output_bytes_max, limits.stdout_bytes_max, limits.stderr_bytes_max),
+            {"DATA": data, "FSIZE": self._tmp_bytes, "CORE": 0},
         )
 
     def _runtime(self, language: Language) -> Runtime:
@@ -192,7 +199,7 @@ class CodeBeakerProvider:
 
 def _notes(section: CodeBeakerSection, endpoint: Endpoint) -> Sequence[str]:
     notes = [
-        f"programs in {language} run UNCONFINED on the CodeBeaker server: runtime {runtime}"
+        f"programs in {language} run {_CONFINED.get(runtime, 'UNCONFINED')} on the CodeBeaker server: runtime {runtime}"
         for language, runtime in msgspec.structs.asdict(section.runtime_mapping).items()
         if runtime != "Docker"
     ]

@@ -11,6 +11,7 @@ What ends the session is the server, the network, or a reply that did not come i
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import secrets
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from loopaid.providers.base import Deliver, EndedBy, Program, SessionEnded, Wind
 from loopaid.providers.codebeaker.commands import NotStarted, Printed, run_command
 from loopaid.providers.codebeaker.endpoint import CLOSED, RpcFailed
 from loopaid.providers.codebeaker.server import Server
-from loopaid.providers.codebeaker.windows import BUDGET_S, Outcome, RemoteWindow, Settings
+from loopaid.providers.codebeaker.windows import BUDGET_S, REMOTES, Outcome, RemoteWindow, Settings
 from loopaid.providers.local.protocol import timeout_error
 from loopaid.wire.codebeaker import (
     CloseSession,
@@ -43,12 +44,16 @@ from loopaid.wire.rows import SEQ_MODULUS, Extra
 if TYPE_CHECKING:
     from loopaid.providers.codebeaker.connection import RpcConnection
 
+log = logging.getLogger(__name__)
+
 SERVER_TIMEOUT_S: Final = 300.0
 """Python and Node.js end any command then, so that an item which may take longer is alone in its window: nobody is
 told which one it was."""
 SERVER_TIMEOUT_TEXT: Final = "Execution timeout ("
 CLOSE_TIMEOUT_S: Final = 5.0
 SURELY_NOT_STARTED: Final = (Trouble.SESSION_GONE, Trouble.REFUSED)
+BACK_OFF_S_MAX: Final = 60.0
+"""The server counts by the minute. What it says to wait is cut to whole seconds."""
 
 _decode_reply: Final = msgspec.json.Decoder(CommandReply).decode
 
@@ -61,7 +66,6 @@ class Terms(msgspec.Struct, frozen=True):
     whether it ran may run again.
     """
 
-    settings: Settings
     rerun_uncertain: bool
     reply_slack_s: float
     idle_max_s: float
@@ -78,6 +82,7 @@ class CodeBeakerSession:
         connection: RpcConnection,
         server: Server,
         terms: Terms,
+        settings: Settings,
         *,
         language: Language,
         remote_language: str,
@@ -92,6 +97,7 @@ class CodeBeakerSession:
         self._connection = connection
         self._server = server
         self._terms = terms
+        self._settings = settings
         self._remote_language = remote_language
         self._runtime = runtime
         self._program: Program | None = None
@@ -100,11 +106,16 @@ class CodeBeakerSession:
         self._forgotten = False
         self._closed = False
         self._in_use = False
+        self._recalled = trio.Event()
         self._changed = trio.Event()
         self._used_at = self._started_at = trio.current_time()
 
     def __repr__(self) -> str:
         return f"<CodeBeakerSession {self.id} remote={self._remote_id} {self._ended or self._connection}>"
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connection.broken is None
 
     # --- the life of a session
 
@@ -114,9 +125,11 @@ class CodeBeakerSession:
         self._program, self._load_s = program, timeout_s
 
     def request_stop(self) -> None:
-        """Nothing reaches a window that was sent; it is short."""
+        """Nothing reaches a window that was sent, which is short; one that the server refused is not sent again."""
+        self._recalled.set()
 
     def kill(self) -> None:
+        self._recalled.set()
         self._end(EndedBy.US, CLOSED)
         self._connection.drop(CLOSED)
 
@@ -161,10 +174,12 @@ class CodeBeakerSession:
             if self._ended is not None:
                 raise SessionEnded(self._ended[0], reason=self._ended[1], begun=False)
             window = self._as_sent(window)
+            self._recalled = trio.Event()
             remote = RemoteWindow(
+                REMOTES[self.language][self._runtime],
                 self._program,
                 window,
-                self._terms.settings,
+                self._settings,
                 tag=secrets.token_hex(16),
                 seq=random.randrange(SEQ_MODULUS),  # noqa: S311 - only meant to differ between windows
                 load_s=self._load_s,
@@ -188,27 +203,43 @@ class CodeBeakerSession:
     async def _send(self, remote: RemoteWindow, window: Window, deliver: Deliver) -> Printed:
         limit_s = self._load_s + BUDGET_S + window.timeout_ms / 1000 + self._terms.reply_slack_s
         try:
-            return await run_command(
-                self._ask,
-                self._runtime,
-                self.language,
-                self._remote_language,
-                remote.payload(),
-                remote.tag,
-                limit_s,
-            )
+            try:
+                return await self._command(remote, limit_s)
+            except NotStarted as refusal:
+                refused = refusal
+            if not await self._backed_off(refused):
+                raise refused
+            return await self._command(remote, limit_s)
         except ConnectionLost as lost:
             self._end(EndedBy.OUTSIDE, str(lost))
         except NotStarted as refusal:
-            self._end(EndedBy.OUTSIDE, str(refusal))
-            raise self._session_ended(begun=False) from None
+            self._give_up(refusal.trouble, str(refusal))
         except RpcFailed as failure:
-            trouble, reason = trouble_of(failure.error), reason_of(failure.error)
+            trouble = trouble_of(failure.error)
             self._forgotten = trouble is Trouble.SESSION_GONE
-            self._end(EndedBy.OUTSIDE, reason)
-            if trouble in SURELY_NOT_STARTED:
-                raise self._session_ended(begun=False) from None
+            self._give_up(trouble, reason_of(failure.error))
         self._uncertain(remote, window, 0, deliver)
+
+    async def _command(self, remote: RemoteWindow, limit_s: float) -> Printed:
+        return await run_command(
+            self._ask, self._runtime, remote.remote, self._remote_language, remote.payload(), remote.tag, limit_s
+        )
+
+    async def _backed_off(self, refusal: NotStarted) -> bool:
+        """Wait for as long as the server wants; whether the window may be sent again. A new session would be served at
+        once, and be one more to leave a container behind."""
+        if refusal.trouble is not Trouble.REFUSED:
+            return False
+        log.info("session %s waits %g s: %s", self.id, refusal.retry_after_s, refusal)
+        with trio.move_on_after(min(refusal.retry_after_s + 1, BACK_OFF_S_MAX)):
+            await self._recalled.wait()
+        return not self._recalled.is_set() and self.is_connected
+
+    def _give_up(self, trouble: Trouble, reason: str) -> None:
+        """Raises SessionEnded if the window surely was not begun."""
+        self._end(EndedBy.OUTSIDE, reason)
+        if trouble in SURELY_NOT_STARTED:
+            raise self._session_ended(begun=False) from None
 
     async def _ask(self, command: Execute | Shell, timeout_s: float) -> CommandReply:
         params = ExecuteCommand(self._remote_id, command)

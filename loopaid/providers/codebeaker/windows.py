@@ -31,10 +31,13 @@ from loopaid.providers.local.protocol import (
     encode_window,
     timeout_error,
 )
+from loopaid.wire.codebeaker import Runtime
 from loopaid.wire.rows import Extra, Row, pack_row
 
 BUDGET_S: Final = 1.0
 """A window is ended behind the item that runs then: it cannot be called back, so it may not last."""
+CGROUP: Final = "/sys/fs/cgroup"
+"""Where a container finds what the kernel did to it."""
 KILL_GRACE_S: Final = 0.1
 """An item over its time is ended so much later, as here: its own clock decides."""
 _LINES: Final = re.compile(r"[\r\n]+")
@@ -83,7 +86,18 @@ class Outcome(msgspec.Struct, frozen=True):
 class RemoteWindow:
     """One window. `tag` is what only this window's lines begin with, `seq` the number of its first row."""
 
-    def __init__(self, program: Program, window: Window, settings: Settings, *, tag: str, seq: int, load_s: float):
+    def __init__(
+        self,
+        remote: Remote,
+        program: Program,
+        window: Window,
+        settings: Settings,
+        *,
+        tag: str,
+        seq: int,
+        load_s: float,
+    ) -> None:
+        self.remote = remote
         self._program = program
         self._window = window
         self._settings = settings
@@ -104,9 +118,10 @@ class RemoteWindow:
             "budget_s": BUDGET_S,
             "count": self._window.count,
             "row_bytes_max": limits.row_bytes_max,
+            "cgroup": CGROUP,
             "settings": {**msgspec.to_builtins(limits), "limits": self._settings.rlimits},
         }
-        return f"{_packed_harness(REMOTES[program.language].harness)}.{_packed(order)}"
+        return f"{_packed_harness(self.remote.harness)}.{_packed(order)}"
 
     def outcome(self, stdout: str) -> Outcome:
         """Read what the command printed. Raises LoadFailed, and ProtocolViolation for what no supervisor says."""
@@ -159,6 +174,8 @@ class RemoteWindow:
             case "timeout":
                 status, latency_us = ItemStatus.TIMEOUT, ending.ran_us
                 error = timeout_error(self._window.timeout_ms)
+            case "out_of_memory":
+                status, error, latency_us = ItemStatus.MEMORY_LIMIT, _memory_limit(ending.why), 0
             case _:
                 (status, error), latency_us = self._death(ending), 0
         if len(rows) == self._window.count:  # behind its last item
@@ -167,8 +184,8 @@ class RemoteWindow:
         return Outcome(block + own, [*rows, row], complete=True, version=version)
 
     def _death(self, ending: _Ending) -> tuple[ItemStatus, ProgramError]:
-        if any(words in ending.stderr for words in REMOTES[self._program.language].out_of_memory):
-            return ItemStatus.MEMORY_LIMIT, ProgramError("MemoryLimit", f"out of memory: {ending.why}")
+        if any(words in ending.stderr for words in self.remote.out_of_memory):
+            return ItemStatus.MEMORY_LIMIT, _memory_limit(ending.why)
         return ItemStatus.PROGRAM_ERROR, ProgramError("ProcessEnded", f"the program's process ended: {ending.why}")
 
     def own_row(self, position: int, status: ItemStatus, latency_us: int, extra: Extra) -> tuple[bytes, Row]:
@@ -177,16 +194,20 @@ class RemoteWindow:
         return encoded, msgspec.msgpack.decode(encoded, type=Row)
 
 
+def _memory_limit(why: str) -> ProgramError:
+    return ProgramError("MemoryLimit", f"out of memory: {why}")
+
+
 class Remote(msgspec.Struct, frozen=True):
-    """How a language is run there: its supervisor and the harness of local sessions, by their files, and how a program
-    that calls the supervisor is told of its payload. `command` takes a program as its last argument. A process that
+    """How a language is run there: its supervisor and the harness of local sessions, by their files. In a container
+    `command` takes a program as its last argument, and the other two say how it is told of its payload. A process that
     dies with one of `out_of_memory` among its words had no memory left."""
 
     supervisor: str
     harness: str
-    command: tuple[str, ...]
-    from_environment: str
-    from_file: str
+    command: tuple[str, ...] = ()
+    from_environment: str = ""
+    from_file: str = ""
     out_of_memory: tuple[str, ...] = ()
 
     def program(self, payload: str) -> str:
@@ -203,24 +224,32 @@ class Remote(msgspec.Struct, frozen=True):
         return f"{_source('loopaid.providers.codebeaker', self.supervisor)}\nmain({expression})\n"
 
 
+_PYTHON: Final = Remote(
+    supervisor="python.py",
+    harness="python.py",
+    command=("python3", "-u", "-c"),
+    from_environment="os.environ.pop('{0}')",
+    from_file="(lambda path: (open(path).read(), os.unlink(path))[0])('{0}')",
+)
+_NODE: Final = Remote(
+    supervisor="javascript.js",
+    harness="javascript.cjs",
+    command=("node", "-e"),
+    from_environment="((name) => [process.env[name], delete process.env[name]][0])('{0}')",
+    from_file="((path) => [fs.readFileSync(path, 'latin1'), fs.unlinkSync(path)][0])('{0}')",
+    out_of_memory=("out of memory", "std::bad_alloc"),
+)
+_WORKER: Final = Remote(supervisor="worker.js", harness="javascript.cjs")
 REMOTES: Final = {
-    Language.PYTHON: Remote(
-        supervisor="python.py",
-        harness="python.py",
-        command=("python3", "-u", "-c"),
-        from_environment="os.environ.pop('{0}')",
-        from_file="(lambda path: (open(path).read(), os.unlink(path))[0])('{0}')",
-    ),
-    Language.JAVASCRIPT: Remote(
-        supervisor="javascript.js",
-        harness="javascript.cjs",
-        command=("node", "-e"),
-        from_environment="((name) => [process.env[name], delete process.env[name]][0])('{0}')",
-        from_file="((path) => [fs.readFileSync(path, 'latin1'), fs.unlinkSync(path)][0])('{0}')",
-        out_of_memory=("out of memory", "std::bad_alloc"),
-    ),
+    Language.PYTHON: {Runtime.DOCKER: _PYTHON, Runtime.PYTHON: _PYTHON},
+    Language.JAVASCRIPT: {
+        Runtime.DOCKER: _NODE,
+        Runtime.NODEJS: _NODE,
+        Runtime.DENO: _WORKER,
+        Runtime.BUN: _WORKER,
+    },
 }
-"""The languages whose programs can be sent."""
+"""The languages whose programs can be sent, and on what they run."""
 
 
 @functools.cache

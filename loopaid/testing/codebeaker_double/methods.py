@@ -92,7 +92,7 @@ class Methods:
 
     async def _list(self, params: Any, gone: trio.Event) -> Any:
         await trio.lowlevel.checkpoint()
-        sessions = self._sessions.sessions
+        sessions = self._sessions.listed()
         return {"count": len(sessions), "sessions": [self._listed(session) for session in sessions]}
 
     async def _run(self, params: Any, gone: trio.Event) -> Any:

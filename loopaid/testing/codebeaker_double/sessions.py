@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections import deque
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Final
 import msgspec
 import trio
 
-from loopaid.testing.codebeaker_double.children import find_node
+from loopaid.testing.codebeaker_double.children import find_bun, find_deno, find_node
 from loopaid.testing.codebeaker_double.environments import (
     EXECUTE_TIMEOUT_S,
     Command,
@@ -28,16 +27,15 @@ from loopaid.testing.codebeaker_double.environments import (
     Environment,
     ProcessEnvironment,
     Result,
-    Script,
-    ScriptedEnvironment,
     replied,
-    silent_script,
 )
 from loopaid.testing.codebeaker_double.rpc import ServerException
 from loopaid.testing.codebeaker_double.runtimes import RUNTIMES, RuntimeKind, by_preference, by_type
+from loopaid.testing.codebeaker_double.scripts import ScriptEnvironment
 
 LOCK_WAIT_S: Final = 10.0
 SWEEP_S: Final = 60.0
+RATE_LIMIT_S: Final = 60.0
 
 
 class SessionConfig(msgspec.Struct, frozen=True):
@@ -74,20 +72,23 @@ class StoredSession(msgspec.Struct):
 
 
 class SessionManager:
-    """All sessions. `available` names the runtimes that are installed; Node.js is only if it really is.
+    """All sessions. `available` names the runtimes that are installed: Docker, and those that really are.
 
     `execute_timeout_s` and `lock_wait_s` are constants of the server, here to be shortened. `rate_limit` executions
-    are granted per session and minute, if it is not None: a protection that the server has and does not use.
+    are granted per session and minute, if it is not None: a protection that the server has and does not use. With
+    `on_redis` the store of sessions is one in which each creation has a lock of its own, and lists of sessions show it.
     """
 
     def __init__(self, available: Collection[str]) -> None:
-        self._programs = {"Python": sys.executable, "NodeJs": find_node()}
-        self.available = {name for name in available if self._programs.get(name, name)}
-        self.script: Script = silent_script
+        programs = {"Python": sys.executable, "NodeJs": find_node(), "Deno": find_deno(), "Bun": find_bun()}
+        self._programs = {name: program for name, program in programs.items() if program}
+        self.available = {name for name in available if name == "Docker" or name in self._programs}
         self.execute_timeout_s = EXECUTE_TIMEOUT_S
         self.lock_wait_s = LOCK_WAIT_S
         self.rate_limit: int | None = None
+        self.on_redis = False
         self.creations = 0
+        self.creating = 0
         self.leaked_containers = 0
         self._stored: dict[str, StoredSession] = {}
         self._environments: dict[str, Environment] = {}
@@ -95,7 +96,7 @@ class SessionManager:
         self._lock = trio.Lock()
         self._ahead_s = 0.0
         self._swept_at = 0.0
-        self._recent: dict[str, deque[float]] = {}
+        self._granted: dict[str, tuple[float, int]] = {}
 
     @property
     def sessions(self) -> list[StoredSession]:
@@ -112,19 +113,26 @@ class SessionManager:
 
     async def create(self, config: SessionConfig, extra_s: float) -> StoredSession:
         """Raises ServerException. `extra_s` longer than it has to take."""
-        locked = False
+        lock = trio.Lock() if self.on_redis else self._lock
+        with trio.move_on_after(self.lock_wait_s) as waiting:
+            await lock.acquire()
+        if waiting.cancelled_caught:
+            raise ServerException("InvalidOperationException", "Failed to acquire lock for session creation")
+        self.creating += 1
         try:
-            with trio.move_on_after(self.lock_wait_s):
-                await self._lock.acquire()
-                locked = True
-            if not locked:
-                raise ServerException("InvalidOperationException", "Failed to acquire lock for session creation")
             kind = self._select(config)
             await trio.sleep(extra_s)
             return self._made(kind, config)
         finally:
-            if locked:
-                self._lock.release()
+            self.creating -= 1
+            lock.release()
+
+    def listed(self) -> list[StoredSession]:
+        """What `session.list` finds. Raises ServerException: on Redis it takes the locks for sessions, too."""
+        if self.on_redis and self.creating:
+            what = "'b' is an invalid start of a value. Path: $ | LineNumber: 0 | BytePositionInLine: 0."
+            raise ServerException("JsonException", what)
+        return self.sessions
 
     async def execute(self, session_id: str, command: Command, gone: trio.Event) -> Result:
         """Raises ServerException."""
@@ -217,9 +225,10 @@ class SessionManager:
     def _environment(self, kind: RuntimeKind, config: SessionConfig, directory: Path) -> Environment:
         if kind is RUNTIMES["Docker"]:
             return DockerEnvironment(config.language, directory)
-        if program := self._programs.get(kind.name):
-            return ProcessEnvironment(kind, program, directory, self.execute_timeout_s)
-        return ScriptedEnvironment(kind, directory, lambda name, command: self.script(name, command))
+        program = self._programs[kind.name]
+        if kind.name in ("Deno", "Bun"):
+            return ScriptEnvironment(kind, program, directory)
+        return ProcessEnvironment(kind, program, directory, self.execute_timeout_s)
 
     def _sweep_due(self) -> None:
         now = self.now()
@@ -233,12 +242,12 @@ class SessionManager:
     def _denied(self, session_id: str) -> Result | None:
         if self.rate_limit is None:
             return None
-        recent, now = self._recent.setdefault(session_id, deque()), self.now()
-        while recent and recent[0] <= now - 60:
-            recent.popleft()
-        if len(recent) >= self.rate_limit:
-            wait = f"Rate limit exceeded. Retry in {int(recent[0] + 60 - now) + 1} seconds."
-            limit = self.rate_limit
-            return replied(False, wait, f"Rate limit exceeded: {limit}/{limit} executions per minute")
-        recent.append(now)
+        now = self.now()
+        begun, count = self._granted.get(session_id, (now, 0))
+        if now >= begun + RATE_LIMIT_S:
+            begun, count = now, 0
+        if count >= self.rate_limit:
+            wait = f"Rate limit exceeded. Retry in {int(begun + RATE_LIMIT_S - now)} seconds."
+            return replied(False, wait, f"Rate limit exceeded: {count}/{self.rate_limit} executions per minute")
+        self._granted[session_id] = begun, count + 1
         return None

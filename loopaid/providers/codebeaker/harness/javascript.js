@@ -25,6 +25,7 @@ class Supervisor {
     this.done = 0;
     this.ended = this.loaded = null;
     this.stopped = false;
+    this.kills = this.killsForMemory();
     this.version = process.versions.node;
     this.limit = order.load_s;
   }
@@ -183,10 +184,28 @@ class Supervisor {
       this.drain('up');
       this.tellRows();
       this.takeFrames();
-      const why = signal ? `killed by ${signal}` : typeof code === 'number' ? `exit code ${code}` : code;
-      this.ended ??= { how: signal === 'SIGKILL' ? 'killed' : 'crashed', why };
+      let how = signal === 'SIGKILL' ? 'killed' : 'crashed';
+      let why = signal ? `killed by ${signal}` : typeof code === 'number' ? `exit code ${code}` : code;
+      if (this.killsForMemory() > this.kills) {
+        how = 'out_of_memory';
+        why = 'killed by the kernel: the container has no memory left';
+      }
+      this.ended ??= { how, why };
     }
     this.finish();
+  }
+
+  /** How often the kernel has ended a process of this container, 0 if there is none. */
+  killsForMemory() {
+    for (const name of ['memory.events', 'memory/memory.oom_control']) {
+      try {
+        const [, count] = /^oom_kill (\d+)$/m.exec(fs.readFileSync(join(this.order.cgroup, name), 'latin1'));
+        return Number(count);
+      } catch {
+        // it has another version, or there is none
+      }
+    }
+    return 0;
   }
 
   finish() {

@@ -39,6 +39,7 @@ class Supervisor:
         self.ended = None
         self.loaded = None
         self.stopped = False
+        self.kills = self.kills_for_memory()
 
     def say(self, kind, payload):
         line = b"%s %s %s" % (self.tag, kind, binascii.b2a_base64(payload))
@@ -187,8 +188,22 @@ class Supervisor:
                 name = signal.Signals(number).name
             except ValueError:
                 name = "signal %d" % number
-            return {"how": "killed" if number == SIGKILL else "crashed", "why": "killed by " + name}
+            how = "killed" if number == SIGKILL else "crashed"
+            if self.kills_for_memory() > self.kills:
+                how, name = "out_of_memory", "the kernel: the container has no memory left"
+            return {"how": how, "why": "killed by " + name}
         return {"how": "crashed", "why": "exit code %d" % os.WEXITSTATUS(status)}
+
+    def kills_for_memory(self):
+        """How often the kernel has ended a process of this container, 0 if there is none."""
+        for name in ("memory.events", "memory/memory.oom_control"):
+            try:
+                with open(os.path.join(self.order["cgroup"], name)) as file:
+                    counts = dict(line.split()[:2] for line in file)
+                return int(counts.get("oom_kill", 0))
+            except (OSError, ValueError):
+                pass
+        return 0
 
     def finish(self):
         if self.pid is not None:

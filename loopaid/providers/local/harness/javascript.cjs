@@ -196,7 +196,7 @@ function described(error) {
   try {
     if (error !== null && typeof error === 'object' && typeof error.stack === 'string') {
       name = text(error.name);
-      message = text(error.message);
+      message = withoutUrl(text(error.message));
       trace = trimmed(error.stack);
     } else {
       name = error === null ? 'null' : typeof error === 'object' ? text(error.constructor.name) : typeof error;
@@ -225,10 +225,15 @@ function trimmed(stack) {
       indexOf(line, '(node:vm:') >= 0 || indexOf(line, ' node:vm:') >= 0 || test(INSIDE_DENO, line);
     if (!(foreign && slice(line, 0, 7) === '    at ')) kept += line + '\n';
   }
-  if (moduleUrl) kept = replaceAll(kept, moduleUrl, PROGRAM_FILE);
+  kept = withoutUrl(kept);
   if (kept.length <= TRACEBACK_CHARS_MAX) return kept;
   const half = TRACEBACK_CHARS_MAX / 2;
   return slice(kept, 0, half) + '\n  ...\n' + slice(kept, kept.length - half);
+}
+
+/** A module's is all of its source. */
+function withoutUrl(words) {
+  return moduleUrl ? replaceAll(words, moduleUrl, PROGRAM_FILE) : words;
 }
 
 function ranOutOfMemory(error) {
@@ -379,6 +384,7 @@ const MODULE_MAIN = '\n;globalThis[Symbol.for("loopaid.main")] = typeof main ===
 const RESULT = 'typeof result === "undefined" ? undefined : result';
 const ASYNC_BEGIN = '(async () => {';
 const NEEDS_MODULE = /^(Cannot use import statement|Cannot use 'import\.meta'|Unexpected token 'export'|await is only valid)/;
+const WORDS_OF_MODULES = /\b(import|export|await)\b/;
 const TYPESCRIPT = /^\s*(interface|type|enum|declare)\s+\w+|[\w)\]?]\s*:\s*(string|number|boolean|any|unknown|Record<|Array<)/m;
 
 const programDirectory = settings.environment || '/tmp';
@@ -433,13 +439,19 @@ function functionCall(source) {
   try {
     body = vm.compileFunction(source + MAIN, ['require', 'module', 'exports', '__filename', '__dirname'], options);
   } catch (error) {
-    if (error instanceof SyntaxError && test(NEEDS_MODULE, error.message)) return moduleCall(source);
+    if (needsModule(error, source)) return moduleCall(source);
     new vm.Script(source, options);  // says the same without what we added
     throw error;
   }
   const module = { exports: {} };
   const main = body(programRequire, module, module.exports, programDirectory + '/' + PROGRAM_FILE, programDirectory);
   return checkedMain(main || module.exports.main || module.exports);
+}
+
+/** Bun does not say it in words of its own. */
+function needsModule(error, source) {
+  if (!(error instanceof SyntaxError)) return false;
+  return test(NEEDS_MODULE, error.message) || typeof Bun !== 'undefined' && test(WORDS_OF_MODULES, source);
 }
 
 function moduleCall(source) {
@@ -459,7 +471,7 @@ function scriptCall(source) {
   try {
     script = new vm.Script(source, options);
   } catch (error) {
-    if (!(error instanceof SyntaxError && test(NEEDS_MODULE, error.message))) throw error;
+    if (!needsModule(error, source)) throw error;
     script = new vm.Script(ASYNC_BEGIN + source + '\n;return ' + RESULT + ';\n})()',
       { ...options, columnOffset: -ASYNC_BEGIN.length });
     finish = null;
@@ -482,10 +494,10 @@ function newContext() {
 
 /** What a context of its own lacks of our globals: `console`, `setTimeout`, `fetch`, and what else is not ECMAScript. */
 function hostGlobals() {
-  const inside = new vm.Script('Object.getOwnPropertyNames(globalThis)').runInContext(newContext());
+  const isInside = new vm.Script('(name) => name in globalThis').runInContext(newContext());
   const globals = [];
   for (const name of getOwnPropertyNames(globalThis)) {
-    if (name === 'global' || inside.includes(name) && name !== 'console') continue;  // V8's own says nothing
+    if (name === 'global' || isInside(name) && name !== 'console') continue;  // V8's own says nothing
     const { value, get } = getOwnPropertyDescriptor(globalThis, name);
     const as = { __proto__: null, configurable: true, enumerable: false };
     globals.push({ name, as: get ? { ...as, get: () => globalThis[name] } : { ...as, value, writable: true } });
