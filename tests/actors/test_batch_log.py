@@ -153,7 +153,7 @@ async def test_many_blocks_are_found_by_item_while_others_have_their_turns(
         nursery.start_soon(count_turns)
         await log.prepare("submission")
         nursery.cancel_scope.cancel()
-    assert turns >= 8
+    assert turns >= 7  # in 9 rounds of the loop, of which the order in them may cost the first and the last
     assert [piece.cursor for piece in in_item_order(log)] == list(range(1, 96))
 
 

@@ -252,7 +252,7 @@ async def test_concurrency_limit_is_respected(run: Run, programs: Programs, flee
     ms, items, sessions = (500, 6, 6) if fleeting else (200, 15, 3)
     ran = await run(programs.sleep, [ms] * items, max_concurrency=3)
     assert ran.summary.by_status == {"ok": items}
-    assert min(each.latency_ms for each in ran.results) >= ms
+    assert min(each.latency_ms for each in ran.results) > 0.9 * ms  # a language's own clock may run a little fast
     assert most_at_once(ran.results) == 3
     assert len(ran.session_ids) == sessions
     alone = await run(programs.sleep, [50] * 4, max_concurrency=1)

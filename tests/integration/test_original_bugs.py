@@ -166,9 +166,9 @@ async def test_skipped_items_are_results_too(run: Run) -> None:
 
 
 async def test_the_time_limit_is_that_of_the_item_and_not_of_its_place_in_the_queue(run: Run) -> None:
-    ran = await run(WAIT, [60] * 6 + [30_000, 60], max_concurrency=1, timeout_ms=200)
+    ran = await run(WAIT, [90] * 6 + [30_000, 90], max_concurrency=1, timeout_ms=400)
     assert ran.statuses == ["ok"] * 6 + ["timeout", "ok"]
-    assert ran.results[5].queue_ms > 200
+    assert ran.results[5].queue_ms > 400
     assert ran.summary.by_status == {"ok": 7, "timeout": 1}
 
 
@@ -215,9 +215,11 @@ async def test_a_failure_is_recorded_with_its_reason_under_the_id_that_was_told(
 @pytest.mark.settings(pool__sessions_max=1)
 async def test_latency_is_the_time_of_the_program_and_not_of_waiting(run: Run) -> None:
     ran = await run(WAIT, [30] * 8, max_concurrency=8)
-    assert all(30 <= each.latency_ms < 60 for each in ran.results)
+    latencies = [each.latency_ms for each in ran.results]
+    assert min(latencies) >= 30
+    assert sum(latencies) <= ran.summary.total_duration_ms
     assert ran.results[-1].queue_ms >= 7 * 30
-    assert ran.summary.latency_ms.max < 60
+    assert ran.summary.latency_ms.max == max(latencies)
 
 
 async def test_items_are_iterated_once_and_an_empty_batch_is_a_result(run: Run) -> None:
