@@ -336,8 +336,8 @@ async def test_packages_of_the_environment_can_be_required(tmp_path: Path) -> No
     package = tmp_path / "env" / "node_modules" / "shout"
     package.mkdir(parents=True)
     (package / "index.js").write_text("module.exports = (text) => text.toUpperCase();\n")
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
+    for directory in (tmp_path, *(each for each in tmp_path.parents if each.name.startswith(("pytest-", "popen-")))):
+        directory.chmod(0o755)  # the sandbox of a daemon of root is another user's
     async with open_served_with(tmp_path, pool__javascript__environment=str(tmp_path / "env")) as client:
         await client.put_task("t")
         source = "const shout = require('shout');\nfunction main(text) {\n  return shout(text);\n}\n"
