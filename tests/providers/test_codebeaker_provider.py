@@ -7,7 +7,8 @@ import random
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -810,6 +811,41 @@ async def test_a_server_that_is_none_is_unavailable_within_the_connect_deadline(
         for listener in listeners:
             await listener.aclose()
         nursery.cancel_scope.cancel()
+
+
+GRANTED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x16\x03\x01\0\xff" * 20,
+        GRANTED.replace(b"101", b"1 1") + b"\r\n",
+        GRANTED + b"Sec-WebSocket-Accept: not ours\r\n\r\n",
+        GRANTED + b"Sec-WebSocket-Protocol: \xff\r\n\r\n",
+        GRANTED + b"Content-Length: many\r\n\r\n",
+        GRANTED + b"X: " + b"x" * 200_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["TLS", "no status", "accept", "protocol", "length", "long", "chunked"],
+)
+async def test_whatever_is_answered_instead_of_a_websocket_makes_the_server_unavailable(
+    double: CodeBeakerDouble, answer: bytes
+) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(answer)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/ws/jsonrpc"
+        async with provider_for(double, codebeaker__url=url, codebeaker__connect_timeout_s=0.5) as provider:
+            await provider.look()
+            problem = provider.problem(Language.PYTHON)
+        nursery.cancel_scope.cancel()
+    assert problem is not None
+    assert problem.code == ErrorCode.PROVIDER_UNAVAILABLE
 
 
 async def test_the_token_comes_from_its_file_and_is_shown_nowhere(

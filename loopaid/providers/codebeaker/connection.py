@@ -12,9 +12,11 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
+import h11
 import msgspec
 import trio
 import trio_websocket
+import wsproto.utilities
 
 from loopaid.errors import ConnectionLost, ProtocolViolation
 from loopaid.providers.codebeaker.endpoint import CLOSED, ConnectFailed, ConnectTrouble, Endpoint, RpcFailed
@@ -26,6 +28,9 @@ MESSAGE_BYTES_MAX: Final = 64 << 20
 """A reply is one frame, however large; more than a window's rows make of base64."""
 RECEIVE_BYTES: Final = 256 << 10
 CLOSE_WAIT_S: Final = 1.0
+_BROKEN: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio_websocket.HandshakeError)
+_NOT_A_WEBSOCKET: Final = (h11.ProtocolError, wsproto.utilities.ProtocolError, ValueError)
+"""What the library lets through of answers that it does not understand."""
 
 
 class _Stream(trio.abc.Stream):
@@ -79,7 +84,7 @@ class RpcConnection:
         try:
             with self._scope:
                 failure = ConnectFailed(await self._converse(on_open))
-        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio_websocket.HandshakeError) as group:
+        except* (*_BROKEN, *_NOT_A_WEBSOCKET) as group:
             failure = _translated(group)
         finally:
             self._break(str(failure))
@@ -224,4 +229,7 @@ def _translated(group: BaseExceptionGroup[BaseException]) -> ConnectFailed:
         error = error.exceptions[0]
     if isinstance(error, trio_websocket.ConnectionRejected):
         return ConnectFailed.by_status("a WebSocket", error.status_code)
+    if isinstance(error, _NOT_A_WEBSOCKET):
+        said = error.__context__ or error  # it may have tried to refuse what it did not understand
+        return ConnectFailed(f"what it answers is no WebSocket's: {said}", ConnectTrouble.REFUSED)
     return ConnectFailed(str(error) or type(error).__name__)
