@@ -124,6 +124,37 @@ class Inside:
             os.close(pidfd)
 
 
+class Meetings:
+    """Items that end when enough processes have come to the same meeting: they run at the same time, or for ever, and
+    no clock decides. Their daemon has `sandbox.kind = "none"`, so that they see the directories in which they meet."""
+
+    source = """
+import os, time
+
+def main(value):
+    if isinstance(value, dict):
+        open(os.path.join(value["at"], str(os.getpid())), "w").close()
+        while len(os.listdir(value["at"])) < value["of"]:
+            time.sleep(0.001)
+    return value
+"""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._count = 0
+
+    def of(self, processes: int) -> dict[str, object]:
+        """The input of an item that waits until it is run in so many processes."""
+        self._count += 1
+        place = self._directory / f"meeting-{self._count}"
+        place.mkdir()
+        return {"at": str(place), "of": processes}
+
+    def join(self, meeting: dict[str, object]) -> None:
+        """Come to it as one of its processes."""
+        Path(str(meeting["at"]), "the test").touch()
+
+
 class RawClient:
     """Speaks the protocol by hand, or garbage."""
 
@@ -256,6 +287,11 @@ async def daemon(open_served: OpenDaemon) -> AsyncIterator[Daemon]:
 @pytest.fixture
 def inside(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, language: Language) -> Inside:
     return Inside(daemon, monkeypatch, language)
+
+
+@pytest.fixture
+def meetings(tmp_path: Path) -> Meetings:
+    return Meetings(tmp_path)
 
 
 @pytest.fixture

@@ -39,14 +39,6 @@ WAIT = "import time\n\ndef main(ms):\n    time.sleep(ms / 1000)\n    return ms\n
 COUNT = "count = 0\n\ndef main(_):\n    global count\n    count += 1\n    return count\n"
 
 
-def begun(result: Result) -> float:
-    return result.executed_at
-
-
-def ended(result: Result) -> float:
-    return result.executed_at + result.latency_ms / 1000
-
-
 # --- pool and executor
 
 
@@ -91,22 +83,16 @@ async def test_a_session_that_is_cleaned_up_is_never_handed_out(client: Client, 
     assert inside.pool.destroyed.keys() <= {"idle"}
 
 
-@pytest.mark.settings(pool__python__warm_min=0)
+@pytest.mark.settings(pool__python__warm_min=0, sandbox__kind="none")
 async def test_callers_do_not_queue_for_one_session_while_others_are_idle(
-    client: Client, push: Push, inside: Any
+    client: Client, push: Push, inside: Any, meetings: Any
 ) -> None:
-    await push(WAIT)
+    await push(meetings.source)
     for _ in range(2):
-        results: list[Result] = []
-
-        async def ask(into: list[Result]) -> None:
-            into.append(await client.exec("t", 100))
-
+        meeting = meetings.of(3)
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(ask, results)
-    assert len({each.session_id for each in results}) == 3
-    assert max(map(begun, results)) < min(map(ended, results))
+                nursery.start_soon(client.exec, "t", meeting)
     assert (inside.pool.created, inside.pool.idle) == (3, 3)
 
 
@@ -119,7 +105,7 @@ async def test_idle_sessions_of_one_program_do_not_block_another(client: Client,
     assert [each.output for each in results] == list(range(5))
     assert len({each.session_id for each in results}) == 5
     assert inside.pool.destroyed == {"evicted": 3}
-    assert max(each.queue_ms for each in results) < 1000
+    assert max(each.queue_ms for each in results) < 10_000  # and not until somebody gives up
 
 
 @pytest.mark.settings(pool__sessions_max=1)
@@ -147,7 +133,7 @@ async def test_a_session_that_went_wrong_serves_nobody_again(client: Client, pus
         ("pipes", "program_error"),
         ("child", "ok"),
     ):
-        wrong = await client.exec("t", what, timeout_ms=200)
+        wrong = await client.exec("t", what, timeout_ms=200 if what == "timeout" else None)
         assert (what, wrong.status) == (what, status)
         gone.add(wrong.session_id)
         benign = await client.exec("t", "benign")
@@ -166,10 +152,10 @@ async def test_skipped_items_are_results_too(run: Run) -> None:
 
 
 async def test_the_time_limit_is_that_of_the_item_and_not_of_its_place_in_the_queue(run: Run) -> None:
-    ran = await run(WAIT, [90] * 6 + [30_000, 90], max_concurrency=1, timeout_ms=400)
-    assert ran.statuses == ["ok"] * 6 + ["timeout", "ok"]
-    assert ran.results[5].queue_ms > 400
-    assert ran.summary.by_status == {"ok": 7, "timeout": 1}
+    ran = await run(WAIT, [50] * 14 + [30_000, 50], max_concurrency=1, timeout_ms=600)
+    assert ran.statuses == ["ok"] * 14 + ["timeout", "ok"]
+    assert ran.results[13].queue_ms > 600
+    assert ran.summary.by_status == {"ok": 15, "timeout": 1}
 
 
 async def test_a_cancel_ends_running_code(client: Client, push: Push, inside: Any) -> None:
@@ -305,19 +291,15 @@ async def test_nothing_is_left_of_a_daemon_that_ended_in_the_middle_of_a_batch(
 # --- client and protocol
 
 
-@pytest.mark.settings(pool__python__warm_min=2)
-async def test_one_connection_carries_many_calls_at_once(client: Client, push: Push) -> None:
-    await push(WAIT)
-    results: list[Result] = []
-
-    async def ask(ms: int) -> None:
-        results.append(await client.exec("t", ms))
-
+@pytest.mark.settings(sandbox__kind="none")
+async def test_one_connection_carries_many_calls_at_once(client: Client, push: Push, meetings: Any) -> None:
+    await push(meetings.source)
+    meeting = meetings.of(3)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ask, 300)
-        nursery.start_soon(ask, 290)
+        nursery.start_soon(client.exec, "t", meeting)
+        nursery.start_soon(client.exec, "t", meeting)
         assert (await client.status()).state == "running"
-    assert min(map(ended, results)) > max(map(begun, results))
+        meetings.join(meeting)
 
 
 async def test_calls_that_wait_fail_at_once_when_the_daemon_goes_and_a_new_client_goes_on(
