@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from loopaid.model import Isolation
+
 pytestmark = pytest.mark.slow
 
 PROGRAM = """
@@ -116,6 +118,13 @@ async def test_a_limit_is_met_and_the_next_item_is_fine(
     if printed is not None:
         assert int(ran.results[1].stdout) in printed
     assert {each.attempt for each in ran.results} == {1}
+
+
+@pytest.mark.settings(sandbox__files_max=64)
+@pytest.mark.parametrize("isolation", Isolation)
+async def test_the_fewest_files_that_can_be_set_are_enough(isolation: Isolation, run: Any) -> None:
+    ran = await run(PROGRAM, [["opens", 1], ["opens", 100], ["memory", 1]], max_concurrency=1)
+    assert ran.outputs == [None, "EMFILE", 1]
 
 
 @pytest.mark.settings(sandbox__memory_bytes=64 * MIB)

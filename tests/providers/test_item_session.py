@@ -181,6 +181,75 @@ async def test_one_that_died_before_it_had_an_item_is_replaced(start: Start) -> 
     assert driven.outcomes == [(ItemStatus.OK, b"1"), (ItemStatus.OK, b"2")]
 
 
+LOOKS_AROUND = """
+import os
+
+def look():
+    return [os.listdir("/tmp"), sorted(os.listdir("/proc/self/fd"), key=int)]
+
+at_first = look()
+
+def main(n):
+    if n % 3 == 0:
+        open("/tmp/left", "w").close()
+    return at_first
+"""
+
+
+async def test_items_in_a_row_find_the_same(start: Start) -> None:
+    """Most of their processes begin before the last one is gone."""
+    driven = await start(LOOKS_AROUND)
+    assert (await driven.run(*[b"%d" % n for n in range(30)])).done == 30
+    assert len({output for _, output in driven.outcomes}) == 1
+    assert driven.outcomes[0][1].startswith(b"[[],")
+
+
+SPOILS = """
+import os, signal, threading, time
+
+def spoil(own, lasting_s=60):
+    end = time.monotonic() + lasting_s
+    while time.monotonic() < end:
+        for pid in range(own + 1, own + 9):
+            try:
+                os.kill(pid, signal.SIGSTOP)
+            except OSError:
+                pass
+
+def by_itself():
+    exit = os._exit
+    os._exit = lambda code: (spoil(os.getpid(), 0.02), exit(code))
+
+def by_thread():
+    threading.Thread(target=spoil, args=[os.getpid() + 1], daemon=True).start()
+
+def by_process():
+    if os.fork() == 0 and os.fork() == 0:
+        os.setsid()
+        spoil(os.getpid())
+
+def main(leave):
+    if leave:
+        globals()[leave]()
+    return leave
+"""
+
+
+@pytest.mark.parametrize("way", [b'"by_itself"', b'"by_thread"'])
+async def test_what_an_item_does_behind_its_row_does_not_reach_the_next_process(way: bytes, start: Start) -> None:
+    driven = await start(SPOILS)
+    for _ in range(5):
+        assert (await driven.run(b'""', way, b'""')).done == 3
+        assert driven.outcomes == [(ItemStatus.OK, b'""'), (ItemStatus.OK, way), (ItemStatus.OK, b'""')]
+
+
+async def test_nobody_follows_on_an_item_that_left_a_process(start: Start) -> None:
+    driven = await start(SPOILS)
+    end = await driven.run(b'""', b'"by_process"', b'""')
+    assert (end.done, end.tainted) == (2, True)
+    assert driven.outcomes == [(ItemStatus.OK, b'""'), (ItemStatus.OK, b'"by_process"')]
+
+
 async def test_what_is_changed_of_the_parent_taints_the_session(start: Start) -> None:
     driven = await start("import os\ndef main(n):\n    os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)\n")
     assert (await driven.run(b"1")).tainted

@@ -51,8 +51,8 @@ PROGRAM_FILE = "program.py"
 PACKAGES_HINT = ""
 CO_COROUTINE = 0x80
 """In co_flags; the module inspect, which knows it too, takes longer to import than all the rest of us."""
-CONTROL_FD_MIN = 64
-"""Control descriptors live above what careless programs close."""
+CONTROL_FD_MIN = 48
+"""Control descriptors live above what careless programs close, below 64: each fork would copy a larger table."""
 
 
 class NoResult(Exception):

@@ -11,7 +11,8 @@ none. What it must not reach:
 - The parent, and through it later items. The parent is undumpable, so nobody reads its memory or opens its
   descriptors, and the program's code runs in children only. An input or output that it once had on its heap would be
   on the heap of every later child, so it reads heads of frames and keeps the rest in memory that is not inherited.
-- The next child. There is none while an item runs: one is forked ahead only when nothing is left to run.
+- The next child. There is none while an item runs: one is forked ahead only when nothing is left to run, or when the
+  item's process is past all it can do and only its memory is yet to be taken down, which takes as long as a fork.
 - The next item. Whoever outlives an item becomes our child, since we are a subreaper; so waiting for children tells
   whether the item is really over. Survivors are killed and files in /tmp removed before the next fork. What cannot
   be put right, and every survivor, taints the session.
@@ -21,11 +22,11 @@ import gc
 import mmap
 from os import WNOHANG
 from select import PIPE_BUF, POLLIN, POLLOUT
-from _ctypes import call_cdeclfunction, dlopen, dlsym
+from _ctypes import _SimpleCData, call_cdeclfunction, dlopen, dlsym
 from _signal import ITIMER_REAL, SIG_DFL, SIGKILL, SIGXCPU, setitimer, signal
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
-PRCTL, WAITPID = dlsym(dlopen(None, 0), "prctl"), dlsym(dlopen(None, 0), "waitpid")
+WAITPID = dlsym(dlopen(None, 0), "waitpid")
 LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 ANY_CHILD = (1 << 32) - 1
 """-1 as a C int; one that is negative costs an exception on the way."""
@@ -37,6 +38,14 @@ REHEARSALS = 100
 """The interpreter adapts code that has run some ten times, bit by bit."""
 TMP = "/tmp"
 TIDY_S = 0.05
+PIDS_LAST_S = 0.02
+"""In so short a time nobody can use up all numbers of processes, to come by the next one again."""
+NO_MEMORY = b"0 "
+"""What /proc/PID/statm begins with once the first thread of a process has let go of its memory."""
+HUGE_PAGE = 2 << 20
+FREE_ADDRESS = 1 << 36
+"""Between the heap and the libraries. A multiple of 1 << 32: mmap, which returns it, returns a C int here, so 0."""
+MAP_FIXED_NOREPLACE, MADV_HUGEPAGE, MADV_COLLAPSE, MREMAP_MAYMOVE, MREMAP_FIXED = 0x100000, 14, 25, 1, 2
 
 
 class Child:
@@ -44,7 +53,7 @@ class Child:
     given what it is to read before it is forked, or later."""
 
     def __init__(self, its_input, its_result, *unfed):
-        self.pid = None
+        self.pid = self.began = None
         self.killed = self.late = self.fed = False
         self.unfed = list(unfed)
         pipe, dup2, close, set_blocking = os.pipe, os.dup2, os.close, os.set_blocking
@@ -79,6 +88,13 @@ class Child:
     def has_ended(self):
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
+    def is_past(self):
+        """Whether it runs nothing any more, unless it has threads."""
+        statm = os.open("/proc/%d/statm" % self.pid, os.O_RDONLY)
+        pages = os.read(statm, len(NO_MEMORY))
+        os.close(statm)
+        return pages == NO_MEMORY
+
     def kill(self):
         self.killed = True
         os.kill(self.pid, SIGKILL)
@@ -110,7 +126,7 @@ class Zygote:
         self.let_go = harness.let_go
         self.row = memoryview(uninherited(program["row_bytes_max"] + 1))
         self.filled = 0
-        self.ahead = None
+        self.ahead = self.last = None
         self.stopping = False
         prctl(PR_SET_DUMPABLE, 0)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -171,6 +187,7 @@ class Zygote:
         self.rehearse()
         self.harness.code = compiled(self.program["source"], PROGRAM_FILE)
         import_ahead(self.harness.code)
+        enlarge_code_pages()
         gc.collect()
         gc.freeze()
 
@@ -236,7 +253,7 @@ class Zygote:
             end["tainted"] = True
         end["rss_bytes"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         self.harness.send(END, end)
-        if end["exit"] is None and not end["tainted"]:  # else what was printed is yet to be read
+        if self.ahead is None and end["exit"] is None and not end["tainted"]:  # else what was printed is yet to be read
             self.prepare()
 
     def run_items(self, window, items):
@@ -257,7 +274,7 @@ class Zygote:
                 return end
             os.waitpid(child.pid, 0)
             child.close()
-            end["tainted"] = not self.is_clean(child)
+            end["tainted"] = not (self.is_followed(child) or self.is_clean(child))
             write_all(self.rows, self.row[: self.filled])
             if status == PROGRAM_ERROR:
                 import traceback  # which takes ten items' time: it is not to be each child's that fails
@@ -290,6 +307,29 @@ class Zygote:
         self.follow(child, seq)
         return child
 
+    def overtake(self, child, seq):
+        """Fork the next child while this one's memory is taken down, if it has left the row that is due and nothing
+        else. Whether it was alone is seen later."""
+        is_short = perf_counter() - child.began < PIDS_LAST_S
+        if is_short and self.harness.sweeps and self.row_status(seq) == OK and child.is_past():
+            if tmp_state() == self.tmp:
+                self.last = child
+                self.prepare()
+                self.last = None
+
+    def is_followed(self, child):
+        """Whether the next child is there already, and may stay: numbers are given in turn, so that this one, which is
+        gone, began neither a process nor a thread. Then it left nothing behind."""
+        ahead = self.ahead
+        if ahead is None:
+            return False
+        if ahead.pid == child.pid + 1:
+            return True
+        self.ahead = None
+        ahead.kill()
+        ahead.bury()
+        return False
+
     def begin(self):
         """A child to be, with what it is to read before its item."""
         return Child(self.its_input, self.its_result)
@@ -313,6 +353,8 @@ class Zygote:
                     filled += size
                     if not size or (filled < PIPE_BUF and seq is not None):  # a row is written at once
                         poll.unregister(result)
+                        self.filled = filled
+                        self.overtake(child, seq)
                     elif filled == len(row):
                         child.kill()  # longer than any row
                         poll.unregister(result)
@@ -380,6 +422,7 @@ class Zygote:
         harness, close = self.harness, os.close
         harness.stdout.renew()
         harness.stderr.renew()
+        child.began = perf_counter()
         pid = os.fork()
         if pid:
             child.pid = pid
@@ -394,6 +437,8 @@ class Zygote:
             close(child.result)
             if child.input is not None:
                 close(child.input)
+            if self.last is not None:
+                self.last.close()
             harness.up = None
             os.register_at_fork(after_in_child=self.let_go)
             if not harness.sweeps:
@@ -432,8 +477,52 @@ def raiser(error):
 
 
 def prctl(option, value):
+    libc("prctl", option, value, 0, 0, 0)
+
+
+class Address(_SimpleCData):
+    _type_ = "P"
+
+
+def enlarge_code_pages():
+    """Copy the interpreter's code to pages of 2 MiB, and move these to where it was: each child would map it anew, in
+    hundreds of small ones, and take them down at its end. Where that cannot be had all stays as it is."""
+    begin, end = code_range()
+    begin, end = -(-begin // HUGE_PAGE) * HUGE_PAGE, end // HUGE_PAGE * HUGE_PAGE
+    if begin >= end or os.uname().machine != "x86_64":  # elsewhere who copies code has caches to flush
+        return
+    here, there, size = Address(begin), Address(FREE_ADDRESS), Address(end - begin)
+    writable = mmap.PROT_READ | mmap.PROT_WRITE
+    if libc("mmap", there, size, writable, MAP_FIXED_NOREPLACE | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, Address(0)):
+        return
+    libc("madvise", there, size, MADV_HUGEPAGE)
+    libc("memcpy", there, here, size)
+    if libc("madvise", there, size, MADV_COLLAPSE) or libc("mprotect", there, size, mmap.PROT_READ | mmap.PROT_EXEC):
+        libc("munmap", there, size)
+    else:
+        libc("mremap", there, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, here)
+
+
+def code_range():
+    """The addresses of the file that the interpreter is, as far as they are only read."""
+    ranges = []
+    with open("/proc/self/maps") as lines:
+        for line in lines:
+            addresses, rights, _, _, inode, *_ = line.split()
+            begin, end = (int(address, 16) for address in addresses.split("-"))
+            if not rights.startswith("r-"):
+                continue
+            if ranges and ranges[-1][1:] == [begin, inode]:
+                ranges[-1][1] = end
+            else:
+                ranges.append([begin, end, inode])
+    inside = dlsym(dlopen(None, 0), "Py_BytesMain")
+    return next(((begin, end) for begin, end, _ in ranges if begin <= inside < end), (0, 0))
+
+
+def libc(name, *arguments):
     """Like ctypes, without what that brings along."""
-    call_cdeclfunction(PRCTL, (option, value, 0, 0, 0))
+    return call_cdeclfunction(dlsym(dlopen(None, 0), name), arguments)
 
 
 def uninherited(size):
