@@ -22,7 +22,7 @@ SECRET = "the-daemon-s-own-secret"
 MEMORY_BYTES = 192 << 20
 DAEMON_BYTES_MAX = 160 << 20
 """The daemon holds 35 MB when it is idle; what the programs here try to make it keep would be gigabytes."""
-GONE_S = 1.0
+GONE_S = 10.0
 """Processes of a session must have ended this soon after it."""
 
 

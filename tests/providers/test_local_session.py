@@ -144,7 +144,10 @@ async def test_items_before_an_endless_one_are_kept_and_it_is_killed_with_what_i
     assert ended.value.latency_us >= 200_000
 
 
-async def test_an_item_that_ended_a_little_late_is_a_timeout_too_and_its_session_lives(start: Start) -> None:
+async def test_an_item_that_ended_a_little_late_is_a_timeout_too_and_its_session_lives(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopaid.providers.local.session.KILL_GRACE_S", 20.0)
     driven = await start("import time\ndef main(n):\n    time.sleep(n)\n    return n\n")
     await driven.run(b"0", b"0.25", b"0", timeout_ms=200)
     assert driven.statuses == [ItemStatus.OK, ItemStatus.TIMEOUT, ItemStatus.OK]
