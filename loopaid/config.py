@@ -138,6 +138,7 @@ RemoteName = Annotated[str, Meta(min_length=1, max_length=100, description="the 
 class LanguageMapping(Section, frozen=True):
     python: RemoteName = "python"
     javascript: RemoteName = "javascript"
+    go: RemoteName = "go"
 
 
 class RuntimeMapping(Section, frozen=True):

@@ -136,6 +136,11 @@ SHOWN_BY = {
         ),
         "test_packages_of_the_environment_can_be_required": "pool.javascript.environment",
     },
+    "providers/test_codebeaker_go.py": {
+        "test_a_program_is_built_once_in_its_session_and_then_every_window_is_one_command": (
+            "codebeaker.language_mapping.go"
+        ),
+    },
     "providers/test_codebeaker_javascript.py": {
         "test_a_window_is_one_command_and_every_item_of_javascript_has_its_row": (
             "codebeaker.runtime_mapping.javascript codebeaker.language_mapping.javascript"

@@ -49,7 +49,7 @@ async def double() -> AsyncIterator[CodeBeakerDouble]:
 async def provider(double: CodeBeakerDouble, runtime: str) -> AsyncIterator[CodeBeakerProvider]:
     environ = {
         "LOOPAID_CODEBEAKER__URL": double.url,
-        "LOOPAID_CODEBEAKER__LANGUAGE_MAPPING__JAVASCRIPT": "javascript",
+        "LOOPAID_CODEBEAKER__LANGUAGE_MAPPING__JAVASCRIPT": "JavaScript",
         "LOOPAID_CODEBEAKER__MEMORY_MB": "192",
         "LOOPAID_CODEBEAKER__RUNTIME_MAPPING__JAVASCRIPT": runtime,
         "LOOPAID_LIMITS__OUTPUT_BYTES_MAX": str(8 << 20),
@@ -90,7 +90,7 @@ async def test_a_window_is_one_command_and_every_item_of_javascript_has_its_row(
     provider: CodeBeakerProvider, double: CodeBeakerDouble, runtime: str
 ) -> None:
     session = await session_of(provider)
-    assert {stored.runtime for stored in double.sessions.sessions} == {runtime}
+    assert {(each.config.language, each.runtime) for each in double.sessions.sessions} == {("JavaScript", runtime)}
     before = double.requests["session.execute"]
     values = [None, 0, "é\u2028\U0001f600", {"a": [1.5, True]}, "x" * 5000]
     rows, end = await ran(session, values)

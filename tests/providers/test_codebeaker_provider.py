@@ -685,7 +685,7 @@ async def test_a_window_that_does_not_get_into_its_container_is_an_attempt(
     double.faults.plan(Fault(FaultKind.GARBAGE, text=reply))
     _, ended = await lost(session, [random.Random(1).randbytes(200_000).hex()])
     assert ended.begun
-    assert "could not be put into the container: sh: 1: cannot create" in ended.reason
+    assert "nothing could be put into the container: sh: 1: cannot create" in ended.reason
 
 
 @pytest.mark.parametrize(("asked_for", "given"), [("Docker", "Python"), ("Python", "Docker")])
@@ -757,13 +757,12 @@ async def test_a_server_on_which_programs_do_not_run_is_found_out_before_any_ite
     assert double.sessions.sessions == []
 
 
-@pytest.mark.parametrize("language", [Language.GO, Language.CSHARP])
-async def test_other_languages_are_not_supported(provider: CodeBeakerProvider, language: Language) -> None:
-    problem = provider.problem(language)
+async def test_other_languages_are_not_supported(provider: CodeBeakerProvider) -> None:
+    problem = provider.problem(Language.CSHARP)
     assert problem is not None
     assert problem.code == ErrorCode.UNSUPPORTED_LANGUAGE
     with pytest.raises(StartFailed):
-        await provider.start(language, "s-1")
+        await provider.start(Language.CSHARP, "s-1")
 
 
 async def test_a_refused_upgrade_is_unavailable_until_it_is_granted(double: CodeBeakerDouble) -> None:

@@ -15,6 +15,7 @@ from loopaid.model import Check, CheckState, Language
 from loopaid.providers.base import StartFailed
 from loopaid.providers.codebeaker.endpoint import ConnectFailed, ConnectTrouble, Endpoint, RpcFailed
 from loopaid.providers.codebeaker.provider import open_codebeaker_provider, read_token
+from loopaid.providers.codebeaker.session import BUILDS
 from loopaid.providers.codebeaker.windows import REMOTES
 from loopaid.wire.codebeaker import Initialized
 
@@ -51,6 +52,7 @@ async def check_codebeaker(config: Config, environ: Mapping[str, str] = os.envir
     languages = [
         await _language(config, environ, language, bad if language is Language.PYTHON else CheckState.WARN)
         for language in REMOTES
+        if language not in BUILDS  # which takes its time
     ]
     return [server, *languages]
 

@@ -70,19 +70,20 @@ async def _in_container(ask: Ask, remote: Remote, payload: str, tag: str, limit_
     env, program = {PAYLOAD_VARIABLE: payload}, remote.program_from_environment(PAYLOAD_VARIABLE)
     if len(payload) > PIECE_CHARS:
         path = f"/tmp/loopaid-{tag}"  # noqa: S108 - in the container, and nobody else knows the name
-        await _upload(ask, payload, path)
+        await upload(ask, payload, path)
         env, program = {}, remote.program_from_file(path)
     argv = ["-k", "1", str(math.ceil(limit_s)), *remote.command, program]
     return await _shell(ask, Shell("timeout", argv, env), limit_s + 1)
 
 
-async def _upload(ask: Ask, payload: str, path: str) -> None:
+async def upload(ask: Ask, payload: str, path: str) -> None:
+    """Put text without quotes into a file of the container. Raises NotStarted, and what `ask` raises."""
     for start in range(0, len(payload), PIECE_CHARS):
         piece = {"PIECE": payload[start : start + PIECE_CHARS], "FILE": path}
         redirection = ">>" if start else ">"  # what was begun and refused begins anew
         printed = await _shell(ask, Shell("sh", ["-c", f'printf %s "$PIECE" {redirection}"$FILE"'], piece), UPLOAD_S)
         if printed.failure:
-            raise NotStarted(Trouble.OTHER, f"a window could not be put into the container: {printed.failure}")
+            raise NotStarted(Trouble.OTHER, f"nothing could be put into the container: {printed.failure}")
 
 
 async def _shell(ask: Ask, command: Shell, limit_s: float) -> Printed:

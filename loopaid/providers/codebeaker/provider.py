@@ -47,6 +47,7 @@ _CONFINED: Final = {"Deno": "with the files in /tmp, and those of other sessions
 _HELLO: Final = {
     Language.PYTHON: "def main(input_data):\n    return input_data\n",
     Language.JAVASCRIPT: "function main(input_data) {\n    return input_data;\n}\n",
+    Language.GO: "func Main(input any) any {\n\treturn input\n}\n",
 }
 
 
@@ -194,7 +195,7 @@ class CodeBeakerProvider:
         )
 
     def _runtime(self, language: Language) -> Runtime:
-        return Runtime(getattr(self._section.runtime_mapping, language))
+        return Runtime(getattr(self._section.runtime_mapping, language, Runtime.DOCKER))
 
 
 def _notes(section: CodeBeakerSection, endpoint: Endpoint) -> Sequence[str]:

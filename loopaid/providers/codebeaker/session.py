@@ -24,6 +24,7 @@ from loopaid.errors import ConnectionLost, ProtocolViolation
 from loopaid.model import Isolation, ItemStatus, Language, ProgramError
 from loopaid.providers.base import Deliver, EndedBy, Program, SessionEnded, Window, WindowEnd
 from loopaid.providers.codebeaker.commands import NotStarted, Printed, run_command
+from loopaid.providers.codebeaker.compiled import GO, build_program
 from loopaid.providers.codebeaker.endpoint import CLOSED, RpcFailed
 from loopaid.providers.codebeaker.server import Server
 from loopaid.providers.codebeaker.windows import BUDGET_S, REMOTES, Outcome, RemoteWindow, Settings
@@ -51,6 +52,7 @@ SERVER_TIMEOUT_S: Final = 300.0
 told which one it was."""
 SERVER_TIMEOUT_TEXT: Final = "Execution timeout ("
 CLOSE_TIMEOUT_S: Final = 5.0
+BUILDS: Final = {Language.GO: GO}
 SURELY_NOT_STARTED: Final = (Trouble.SESSION_GONE, Trouble.REFUSED)
 BACK_OFF_S_MAX: Final = 60.0
 """The server counts by the minute. What it says to wait is cut to whole seconds."""
@@ -98,6 +100,12 @@ class CodeBeakerSession:
         self._server = server
         self._terms = terms
         self._settings = settings
+        self._build = BUILDS.get(language)
+        self._built: Program | None = None
+        self._directory = f"/tmp/loopaid-{secrets.token_hex(8)}"  # noqa: S108 - of the container
+        self._remote = REMOTES[language][runtime]
+        if self._build is not None:
+            self._remote = msgspec.structs.replace(self._remote, command=(f"{self._directory}/bin/supervise",))
         self._remote_language = remote_language
         self._runtime = runtime
         self._program: Program | None = None
@@ -176,7 +184,7 @@ class CodeBeakerSession:
             window = self._as_sent(window)
             self._recalled = trio.Event()
             remote = RemoteWindow(
-                REMOTES[self.language][self._runtime],
+                self._remote,
                 self._program,
                 window,
                 self._settings,
@@ -221,6 +229,10 @@ class CodeBeakerSession:
         self._uncertain(remote, window, 0, deliver)
 
     async def _command(self, remote: RemoteWindow, limit_s: float) -> Printed:
+        if self._build is not None and self._built is not self._program:
+            assert self._program is not None
+            await build_program(self._ask, self._build, self._program, self._directory)
+            self._built = self._program
         return await run_command(
             self._ask, self._runtime, remote.remote, self._remote_language, remote.payload(), remote.tag, limit_s
         )

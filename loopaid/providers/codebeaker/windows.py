@@ -121,7 +121,8 @@ class RemoteWindow:
             "cgroup": CGROUP,
             "settings": {**msgspec.to_builtins(limits), "limits": self._settings.rlimits},
         }
-        return f"{_packed_harness(self.remote.harness)}.{_packed(order)}"
+        packed = _packed(order)
+        return f"{_packed_harness(self.remote.harness)}.{packed}" if self.remote.harness else packed
 
     def outcome(self, stdout: str) -> Outcome:
         """Read what the command printed. Raises LoadFailed, and ProtocolViolation for what no supervisor says."""
@@ -201,10 +202,11 @@ def _memory_limit(why: str) -> ProgramError:
 class Remote(msgspec.Struct, frozen=True):
     """How a language is run there: its supervisor and the harness of local sessions, by their files. In a container
     `command` takes a program as its last argument, and the other two say how it is told of its payload. A process that
-    dies with one of `out_of_memory` among its words had no memory left."""
+    dies with one of `out_of_memory` among its words had no memory left. Compiled languages have no such files: their
+    supervisor takes the places of payloads as its argument."""
 
-    supervisor: str
-    harness: str
+    supervisor: str = ""
+    harness: str = ""
     command: tuple[str, ...] = ()
     from_environment: str = ""
     from_file: str = ""
@@ -221,6 +223,8 @@ class Remote(msgspec.Struct, frozen=True):
         return self._calling(self.from_file.format(path))
 
     def _calling(self, expression: str) -> str:
+        if not self.supervisor:
+            return expression
         return f"{_source('loopaid.providers.codebeaker', self.supervisor)}\nmain({expression})\n"
 
 
@@ -248,6 +252,7 @@ REMOTES: Final = {
         Runtime.DENO: _WORKER,
         Runtime.BUN: _WORKER,
     },
+    Language.GO: {Runtime.DOCKER: Remote(from_file="{0}", out_of_memory=("out of memory",))},
 }
 """The languages whose programs can be sent, and on what they run."""
 

