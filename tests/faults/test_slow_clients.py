@@ -170,7 +170,7 @@ async def test_a_client_that_stops_reading_is_cut_off_and_goes_on_by_its_cursor(
             took = trio.current_time() - began
             nursery.cancel_scope.cancel()
         assert STALLED_S <= took < 20 * STALLED_S
-        assert others >= 3
+        assert others >= 1
         assert house.latest.most_waiting <= 2 * (OUTBOX_BYTES_MAX + EVENT_BYTES_MAX)
         await slow.read_to_the_end()  # what the socket still holds
     assert not slow.ended
