@@ -11,7 +11,7 @@ from typing import Final
 from loopaid.bench.exec_latency import timed_exec
 from loopaid.bench.report import Result, result
 from loopaid.bench.setting import Setting
-from loopaid.bench.turns import Figures, batch, cold, executor, in_turn, instead_of_us, until_cold
+from loopaid.bench.turns import Figures, batch, cold, executor, in_turn, instead_of_us, until_cold, warm
 from loopaid.bench.workload import FAILING, FAILS_EVERY, FUNCTION, HUNDRED_MS, Workload, install, run_timed
 from loopaid.client import Client
 from loopaid.model import Isolation
@@ -59,7 +59,7 @@ async def small(setting: Setting) -> list[Result]:
             "small",
             [
                 cold(batch("10 items, cold", client, "small", workload, max_concurrency=5), client),
-                batch("10 items, warm", client, "small", workload, max_concurrency=5),
+                warm(batch("10 items, warm", client, "small", workload, max_concurrency=5), client),
                 *instead_of_us(FUNCTION, workload, 5, setting.directory),
             ],
         )
@@ -196,7 +196,7 @@ async def standard(setting: Setting) -> list[Result]:
                 [
                     batch(kinds[0], client, "standard", workload, max_concurrency=5, isolation=Isolation.PROCESS),
                     cold(batch(kinds[1], client, "standard", workload, max_concurrency=5), client),
-                    batch(kinds[2], client, "standard", workload, max_concurrency=5),
+                    warm(batch(kinds[2], client, "standard", workload, max_concurrency=5), client),
                     *instead_of_us(FUNCTION, workload, 5, setting.directory),
                 ],
             )

@@ -13,7 +13,7 @@ from loopaid.bench.commands import COMMANDS, CSHARP, GO, JAVASCRIPT, Commands
 from loopaid.bench.exec_latency import timed_exec
 from loopaid.bench.report import Result, result
 from loopaid.bench.setting import Setting
-from loopaid.bench.turns import Figures, Way, batch, cold, in_turn, processes, until_cold
+from loopaid.bench.turns import Figures, Way, batch, cold, in_turn, processes, until_cold, warm
 from loopaid.bench.workload import FUNCTION, SESSIONS, Workload, run_once
 from loopaid.client import Client
 from loopaid.config import Config
@@ -95,7 +95,7 @@ def _ways(setting: Setting, client: Client, language: Language, commands: Comman
 
     name = f"{language}: a process per item, {CONCURRENCY} at once"
     apart = processes(name, commands.once, workload, CONCURRENCY)
-    return [cold(from_nothing, client, language), few, apart, bare, calls, many]
+    return [cold(from_nothing, client, language), warm(few, client, language), apart, bare, calls, many]
 
 
 def _results(values: dict[str, list[float]], runtime: Runtime) -> list[Result]:

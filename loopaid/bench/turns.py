@@ -18,7 +18,8 @@ Figures = dict[str, float]
 Way = Callable[[], Awaitable[Figures]]
 """Does something once, and says what it took: milliseconds, or whatever the name says."""
 
-GONE_POLL_S: Final = 0.01
+POLL_S: Final = 0.01
+"""The daemon tells nobody when a session has started or is gone."""
 
 
 async def in_turn(setting: Setting, label: str, ways: Sequence[Way]) -> dict[str, list[float]]:
@@ -67,11 +68,22 @@ def cold(way: Way, client: Client, language: str = "python") -> Way:
 
 
 async def until_cold(client: Client, language: str) -> None:
-    """Return when every session of the language is gone."""
-    await client.drain_pool(language)
-    # The daemon answers before they are gone, and tells nobody when they are.
-    while any(pool.total for pool in await client.list_pools() if pool.language == language):  # noqa: ASYNC110
-        await trio.sleep(GONE_POLL_S)
+    """Return when every session of the language is gone, those that were about to start included."""
+    while any(  # noqa: ASYNC110
+        pool.total for pool in (await client.drain_pool(language)).pools if pool.language == language
+    ):
+        await trio.sleep(POLL_S)
+
+
+def warm(way: Way, client: Client, language: str = "python") -> Way:
+    """The same, when no session is about to start for what was before."""
+
+    async def run() -> Figures:
+        while any(pool.starting for pool in await client.list_pools() if pool.language == language):  # noqa: ASYNC110
+            await trio.sleep(POLL_S)
+        return await way()
+
+    return run
 
 
 def executor(source: str, workload: Workload, workers: int) -> Way:

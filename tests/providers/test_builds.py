@@ -244,6 +244,19 @@ async def test_what_is_prepared_is_made_once_and_cannot_be_changed_by_a_build(
     assert len(started) == 3
 
 
+async def test_who_needs_nothing_of_it_does_not_wait_until_all_is_prepared(
+    opened: Open, started: list[SandboxProcess]
+) -> None:
+    async with opened(BuildSection(at_once=2)) as builds, trio.open_nursery() as nursery:
+        for source in "ab":
+            nursery.start_soon(built, builds, source, compiler(prepare="sleep 1000"))
+        while not started:
+            await wait_all_tasks_blocked(0.01)
+        assert await built(builds, "c", compiler(prepare='tar -cf - -C "$TMPDIR" .')) == b"c"
+        assert len(started) == 3
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_cannot_be_prepared_is_nobodys_fault(opened: Open) -> None:
     async with opened() as builds:
         with pytest.raises(BuildFailed, match="what all builds need could not be built: no"):

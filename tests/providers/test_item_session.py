@@ -94,13 +94,31 @@ async def test_a_kill_that_comes_late_means_nothing(start: Start) -> None:
     assert driven.outcomes == [(ItemStatus.OK, b"2")]
 
 
-@pytest.mark.parametrize("at_first", ["pass", "signal.signal(signal.SIGXCPU, signal.SIG_IGN)"])
-async def test_an_item_that_nobody_watches_ends_by_the_time_that_it_computes(start: Start, at_first: str) -> None:
-    driven = await start(f"import signal\n{at_first}\ndef main(n):\n    while n == 2: pass\n    return n\n")
+@pytest.mark.parametrize(
+    ("language", "source"),
+    [
+        (Language.PYTHON, ENDLESS_AT_2[Language.PYTHON]),
+        (
+            Language.PYTHON,
+            f"import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\n{ENDLESS_AT_2[Language.PYTHON]}",
+        ),
+        (Language.GO, "package main\n\nfunc Main(n int) int {\n\tfor n == 2 {\n\t}\n\treturn n\n}\n"),
+        pytest.param(
+            Language.CSHARP,
+            "class P { static object Main(long n) { while (n == 2) {} return n; } }\n",
+            marks=pytest.mark.needs_mono,
+        ),
+    ],
+    ids=["python", "python that ignores SIGXCPU", "go", "csharp"],
+)
+async def test_an_item_that_nobody_watches_ends_by_the_time_that_it_computes(
+    start: Start, language: Language, source: str
+) -> None:
+    driven = await start(source, language)
     window = Window("b", 0, 3, 1, b"1\n2\n3", None, 200, stop_on_error=False)
     session = driven.session
     with session._in_use():
-        await session._write(encode_window(window, session._from_rows.seq, cpu_s=1), trio.current_time() + 5)
+        await session._write(encode_window(window, session._from_rows.seq, 1, apart=True), trio.current_time() + 5)
         end = await session._collect(window, 60, driven.deliver)
     assert (end.done, end.tainted) == (2, False)
     assert driven.outcomes == [(ItemStatus.OK, b"1"), (ItemStatus.TIMEOUT, b"")]

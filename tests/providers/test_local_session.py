@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from loopaid.config import Config, LimitsSection, SandboxSection
-from loopaid.model import STATUSES, ItemStatus, Language, Shape
+from loopaid.model import STATUSES, Isolation, ItemStatus, Language, Shape
 from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, StartFailed, Window, WindowEnd
 from loopaid.providers.local.provider import LocalProvider, open_local_provider
 from loopaid.providers.local.session import LocalSession
@@ -69,11 +70,14 @@ async def start(provider: LocalProvider) -> AsyncIterator[Start]:
     sessions: list[LocalSession] = []
 
     async def start(
-        source: str = DOUBLE, shape: Shape = Shape.FUNCTION, language: Language = Language.PYTHON
+        source: str = DOUBLE,
+        shape: Shape = Shape.FUNCTION,
+        language: Language = Language.PYTHON,
+        isolation: Isolation = Isolation.SESSION,
     ) -> Driven:
         session = await provider.start(language, f"s{len(sessions)}")
         sessions.append(session)
-        await session.load(Program(0, "digest", language, shape, source), timeout_s=10)
+        await session.load(Program(0, "digest", language, shape, source, isolation), timeout_s=10)
         return Driven(session)
 
     yield start
@@ -142,6 +146,41 @@ async def test_items_before_an_endless_one_are_kept_and_it_is_killed_with_what_i
     assert driven.outputs == [b"%d" % n for n in range(100)]
     assert ended.value.extra.stdout == "item 100\n"
     assert ended.value.latency_us >= 200_000
+
+
+@pytest.mark.parametrize(
+    ("language", "source"),
+    [
+        (Language.PYTHON, "def main(n):\n    while True: pass\n"),
+        (Language.GO, "package main\n\nfunc Main(n int) int {\n\tfor {\n\t}\n}\n"),
+        pytest.param(
+            Language.CSHARP,
+            "class P { static object Main(long n) { while (n == 1) {} return n; } }\n",
+            marks=pytest.mark.needs_mono,
+        ),
+    ],
+    ids=["python", "go", "csharp"],
+)
+async def test_an_item_at_process_that_nobody_watches_ends_by_the_time_that_it_computes(
+    start: Start, language: Language, source: str
+) -> None:
+    driven = await start(source, language=language, isolation=Isolation.PROCESS)
+    ended: list[SessionEnded] = []
+
+    async def run() -> None:
+        with pytest.raises(SessionEnded) as caught:
+            await driven.run(b"1", timeout_ms=100)
+        ended.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+        pidfd = os.pidfd_open(driven.session.pid)
+        gone, _, _ = select.select([pidfd], [], [], 60)  # and nothing else happens in this process
+        os.close(pidfd)
+        assert gone
+    assert (ended[0].by, ended[0].status, ended[0].done) == (EndedBy.LIMIT, ItemStatus.TIMEOUT, 0)
+    assert "timeout_ms = 100" in ended[0].extra.error.message  # type: ignore[union-attr]
 
 
 async def test_an_item_that_ended_a_little_late_is_a_timeout_too_and_its_session_lives(

@@ -78,7 +78,7 @@ class Builds:
         self._nursery = nursery
         self._tag = tag
         self._under_way: dict[str, _Build] = {}
-        self._preparing = trio.Lock()
+        self._preparing: dict[str, trio.Lock] = {}
         self._slots = trio.Semaphore(section.at_once)
         self._opened = False
         self._count = 0
@@ -127,12 +127,12 @@ class Builds:
         self, key: str, build: _Build, compiler: Compiler, command: tuple[str, ...], files: Mapping[str, bytes]
     ) -> None:
         try:
-            async with self._slots:
-                prepared = await self._prepared(compiler)
-                async with self._run(
-                    compiler, command, files, prepared, self._section.timeout_s, PROGRAM_BYTES_MAX
-                ) as output:
-                    await trio.to_thread.run_sync(self._cache.put, key, output)
+            prepared = await self._prepared(compiler)
+            async with (
+                self._slots,
+                self._run(compiler, command, files, prepared, self._section.timeout_s, PROGRAM_BYTES_MAX) as output,
+            ):
+                await trio.to_thread.run_sync(self._cache.put, key, output)
             build.trouble = ""
         except LoadFailed as failure:
             build.error = failure.error
@@ -150,14 +150,17 @@ class Builds:
         if not compiler.prepare:
             return None
         key = compiler.key(compiler.prepare, compiler.harness)
-        async with self._preparing:
+        async with self._preparing.setdefault(key, trio.Lock()):
             found = await trio.to_thread.run_sync(self._cache.prepared, key)
             if found is not None:
                 return found
             try:
-                async with self._run(
-                    compiler, compiler.prepare, compiler.harness, None, PREPARE_SECONDS_MAX, PREPARED_BYTES_MAX
-                ) as output:
+                async with (
+                    self._slots,
+                    self._run(
+                        compiler, compiler.prepare, compiler.harness, None, PREPARE_SECONDS_MAX, PREPARED_BYTES_MAX
+                    ) as output,
+                ):
                     return await trio.to_thread.run_sync(self._cache.unpack, key, output)
             except (_Limit, LoadFailed) as error:
                 raise BuildFailed(f"what all builds need could not be built: {error}") from None

@@ -206,13 +206,16 @@ class SandboxProcess:
             self._process.poll()
         return self._process.returncode
 
-    def describe_exit(self) -> tuple[EndedBy, str]:
-        """Who ended the process, from its exit status. bubblewrap reports a signal as 128 + its number."""
+    def exit_code(self) -> int | None:
+        """The same, with a signal as minus its number: bubblewrap reports it as 128 + that."""
         code = self.reap()
+        return code if code is None or code <= 128 else 128 - code
+
+    def describe_exit(self) -> tuple[EndedBy, str]:
+        """Who ended the process, from its exit status."""
+        code = self.exit_code()
         if code is None:
             return EndedBy.PROGRAM, "the session closed its pipes"
-        if code > 128:
-            code = 128 - code
         if code == -signal.SIGKILL and self.memory.exceeded:
             return EndedBy.LIMIT, "the session took more memory than [sandbox] memory_bytes"
         if code == -signal.SIGKILL:

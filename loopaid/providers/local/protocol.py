@@ -106,13 +106,13 @@ def encode_load(program: Program, row_bytes_max: int, parent: Sequence[str] = ()
     return encode_frame(LOAD, msgspec.json.encode(payload))
 
 
-def encode_window(window: Window, seq: int, cpu_s: int | None = None) -> bytes:
-    """The RUN of a window whose first row will be `seq`; with `cpu_s`, the seconds of CPU that an item may use, for the
-    parent of processes of one item each."""
-    if cpu_s is None:
-        return _encode_run(window, seq)
-    of_all = {"seq": seq, "count": window.count, "stop_on_error": window.stop_on_error, "cpu_s": cpu_s}
-    head = msgspec.json.encode(of_all)
+def encode_window(window: Window, seq: int, cpu_s: int | None = None, *, apart: bool = False) -> bytes:
+    """The RUN of a window whose first row will be `seq`. `cpu_s` are the seconds of CPU that an item may use which has
+    a process to itself; `apart` is for the parent of such processes."""
+    limits = {} if cpu_s is None else {"cpu_s": cpu_s}
+    if not apart:
+        return _encode_run(window, seq, **limits)
+    head = msgspec.json.encode({"seq": seq, "count": window.count, "stop_on_error": window.stop_on_error, **limits})
     items = [
         _encode_run(
             msgspec.structs.replace(
@@ -123,7 +123,7 @@ def encode_window(window: Window, seq: int, cpu_s: int | None = None) -> bytes:
                 ids=window.ids and [window.ids[place]],
             ),
             (seq + place) % SEQ_MODULUS,
-            cpu_s=cpu_s,
+            **limits,
         )
         for place, text in enumerate(window.inputs.split(b"\n"))
     ]

@@ -13,6 +13,7 @@ import math
 import os
 import random
 import select
+import signal
 from collections.abc import Iterator
 from typing import Final, NoReturn
 
@@ -105,6 +106,7 @@ class LocalSession:
         self._from_up = FrameBuffer()
         self._from_rows = RowBuffer(seq, row_bytes_max)
         self._apart = False
+        self._loading_s: float | None = None
         self._module_s = 0.0
         self._up_ended = False
         self._closed = False
@@ -149,6 +151,7 @@ class LocalSession:
             program = msgspec.structs.replace(program, source="")
         parent = self._runtime.parent if self._apart else ()
         frame = encode_load(program, self._from_rows.row_bytes_max, parent)
+        began = trio.current_time()
         with self._in_use():
             await self._expect_silence()
             if self._apart and self._runtime.parent_command:
@@ -161,6 +164,10 @@ class LocalSession:
             try:
                 if kind == LOADED:
                     self._module_s = decode_payload(payload, Loaded).took_s
+                    if program.isolation is Isolation.PROCESS:
+                        self._loading_s = trio.current_time() - began
+                    elif self._apart:
+                        self._loading_s = 0.0  # of processes yet to be started
                     return
                 failure = decode_payload(payload, Failure)
             except ProtocolViolation as error:
@@ -217,8 +224,8 @@ class LocalSession:
 
     async def run(self, window: Window, deliver: Deliver) -> WindowEnd:
         patience = window.timeout_ms / 1000 + KILL_GRACE_S + MODULE_MARGIN * self._module_s
-        cpu_s = math.ceil(patience * CPUS) + 1 if self._apart else None
-        frame = encode_window(window, self._from_rows.seq, cpu_s)
+        cpu_s = None if self._loading_s is None else math.ceil((patience + self._loading_s) * CPUS) + 1
+        frame = encode_window(window, self._from_rows.seq, cpu_s, apart=self._apart)
         with self._in_use():
             await self._expect_silence()
             await self._write(frame, trio.current_time() + patience)
@@ -262,7 +269,8 @@ class LocalSession:
                     return self._window_end(end, done, window, began, deliver)
                 if eof or self._up_ended:
                     await self._expect_exit()
-                    raise await self._ended_by_itself(done, clock() - began)
+                    late = timeout_error(window.timeout_ms) if clock() >= deadline else None
+                    raise await self._ended_by_itself(done, clock() - began, late)
             except ProtocolViolation as error:
                 await self._violation(str(error), done)
             if new:
@@ -373,7 +381,8 @@ class LocalSession:
             reason=f"protocol violation: {reason}",
         )
 
-    async def _ended_by_itself(self, done: int, ran_s: float) -> SessionEnded:
+    async def _ended_by_itself(self, done: int, ran_s: float, late: ProgramError | None = None) -> SessionEnded:
+        """`late` is what is said of an item that should have been killed before the kernel did it for its CPU."""
         await self._process.wait_exit()
         if self._killed:
             return SessionEnded(EndedBy.US, done=done, reason="closed")
@@ -382,6 +391,8 @@ class LocalSession:
         error = ProgramError(kind, reason)
         if by is EndedBy.PROGRAM and (limit := self._limit_behind(reason)):
             by, (status, error) = EndedBy.LIMIT, limit
+        if late is not None and self._process.exit_code() in (-signal.SIGKILL, -signal.SIGXCPU):
+            by, status, error = EndedBy.LIMIT, ItemStatus.TIMEOUT, late
         return SessionEnded(
             by,
             done=done,

@@ -12,7 +12,7 @@ static class Native {
     public const int SIGXFSZ = 25;
     const string Libc = "__Internal";  // which mono itself has loaded, and need not look for in many places
     const int EINTR = 4, POLLIN = 1, F_SETFD = 2, F_DUPFD_CLOEXEC = 1030, SEEK_SET = 0, SEEK_END = 2, SIGKILL = 9;
-    const int RUSAGE_BYTES = 144, RUSAGE_MAXRSS = 32;
+    const int RLIMIT_CPU = 0, RUSAGE_BYTES = 144, RUSAGE_MAXRSS = 32;
     const int LowestFd = 48;  // above what careless programs close, below 64, where the table grows, for 10 ms
 
     struct PollFd {
@@ -44,6 +44,8 @@ static class Native {
     static extern int execve(string path, string[] arguments, string[] environment);
     [DllImport(Libc)]
     static extern int getrusage(int who, byte[] usage);
+    [DllImport(Libc)]
+    static extern int setrlimit(int kind, long[] limits);
     [DllImport(Libc)]
     static extern IntPtr signal(int signal, IntPtr handler);
 
@@ -115,6 +117,11 @@ static class Native {
         var usage = new byte[RUSAGE_BYTES];
         getrusage(0, usage);
         return BitConverter.ToInt64(usage, RUSAGE_MAXRSS) * 1024;
+    }
+
+    /// Have the kernel kill us when we have used so many seconds of CPU. SIGXCPU, which would come first, is mono's.
+    public static void BoundCpu(long seconds) {
+        setrlimit(RLIMIT_CPU, new[] { seconds, seconds });
     }
 
     public static void Ignore(int number) {

@@ -89,7 +89,7 @@ func become(command []string, given settings) {
 	os.Exit(broken)
 }
 
-var limitKinds = map[string]int{"FSIZE": 1, "DATA": 2, "CORE": 4, "NPROC": 6, "NOFILE": 7}
+var limitKinds = map[string]int{"CPU": 0, "FSIZE": 1, "DATA": 2, "CORE": 4, "NPROC": 6, "NOFILE": 7}
 
 func setLimits(limits map[string]uint64) {
 	for name, value := range limits {

@@ -32,6 +32,7 @@ type window struct {
 	Batch       string   `json:"batch"`
 	First       int      `json:"first"`
 	Attempt     int      `json:"attempt"`
+	CPU         uint64   `json:"cpu_s"`
 	Ids         []string `json:"ids"`
 }
 
@@ -138,6 +139,9 @@ func (w *worker) runWindow(payload []byte) (done int, tainted bool) {
 	w.window = window{}
 	if json.Unmarshal(payload[4:begin], &w.window) != nil {
 		os.Exit(broken)
+	}
+	if w.window.CPU > 0 { // of an item with a process of its own; should nobody else watch it, the kernel does
+		setLimits(map[string]uint64{"CPU": w.window.CPU + 1})
 	}
 	inputs, written, patience := payload[begin:], 0, stopCheck
 	if w.window.EagerStop {
