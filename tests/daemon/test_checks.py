@@ -62,7 +62,7 @@ async def test_a_broken_interpreter_is_not_the_sandboxes_fault(tmp_path: Path) -
     assert found(checks, "sandbox").state is CheckState.OK
     python = found(checks, "python")
     assert python.state is CheckState.FAIL
-    assert python.detail.startswith("interpreter: /bin/false ends with status 1")
+    assert python.detail.startswith("/bin/false ends with status 1")
     assert python.fix == "install Python 3.9 or newer, or set [pool.python] interpreter to one"
 
 

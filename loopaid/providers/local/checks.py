@@ -14,7 +14,6 @@ from loopaid.config import Config
 from loopaid.model import Check, CheckState, Language, Shape
 from loopaid.providers.base import LoadFailed, Program, SessionEnded, StartFailed, Window
 from loopaid.providers.local.parts import Parts
-from loopaid.providers.local.probe import ProbeReason
 from loopaid.providers.local.provider import LocalProvider, open_local_provider
 from loopaid.wire.rows import Row
 
@@ -85,9 +84,9 @@ async def _language(provider: LocalProvider, language: Language) -> Check:
     name, broken = str(language), f"set [pool.{language}] interpreter to one that works"
     runtime = provider.parts.runtimes.get(language)
     if runtime is None:
-        detail, _, fix = provider.parts.missing[language].message.rpartition("; ")
         state = CheckState.FAIL if language is Language.PYTHON else CheckState.WARN
-        return Check(name, state, f"{ProbeReason.INTERPRETER}: {detail}", fix)
+        detail, separator, fix = provider.parts.missing[language].message.rpartition("; ")
+        return Check(name, state, detail, fix) if separator else Check(name, state, fix)
     if not provider.parts.report.ok:
         return Check(name, CheckState.FAIL, f"{runtime.toolchain} cannot be confined", "see the check `sandbox`")
     began = time.monotonic()

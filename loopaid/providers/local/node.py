@@ -107,7 +107,7 @@ def _ask(path: str, run_as: int | None) -> tuple[_Flavour, tuple[int, int, int]]
         if run_as is None:
             raise _unsupported(f"{path} may not be run: {error.strerror}; {_NEEDED}") from error
         raise _unsupported(
-            f"{path} is out of reach{whom}: is it in a private directory? Then install Node.js below /usr or /opt "
+            f"{path} is out of reach{whom}; is it in a private directory? Then install Node.js below /usr or /opt "
             "(`apt install nodejs`), or let the daemon run as a user of its own"
         ) from error
     except (OSError, subprocess.SubprocessError) as error:
