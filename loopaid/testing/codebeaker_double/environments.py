@@ -173,16 +173,21 @@ class DockerEnvironment:
                 return replied(False, error=self.kind.unsupported(unknown), began=began)
 
     async def _shell(self, command: Command) -> Result:
-        argv = [str(command.get("command", "")), *map(str, command.get("args") or [])]
+        argv = [self._own(str(each)) for each in (command.get("command", ""), *(command.get("args") or []))]
+        env = {name: self._own(str(value)) for name, value in (command.get("env") or {}).items()}
         found = [os.path.dirname(program) for program in (find_node(), find_go()) if program]
         path = {"PATH": ":".join([os.environ.get("PATH", os.defpath), *found])}
         try:
-            ran = await self._children.run(argv, self._directory, env=path | (command.get("env") or {}))
+            ran = await self._children.run(argv, self._directory, env=path | env)
         except (OSError, ValueError) as error:
             said = f'OCI runtime exec failed: exec failed: unable to start container process: exec: "{argv[0]}": '
             code = 127 if isinstance(error, FileNotFoundError) else 126
             return {"stdout": f"{said}{error}\r\n", "stderr": "", "exitCode": code}
         return {"stdout": _docker_text(ran.stdout), "stderr": _docker_text(ran.stderr), "exitCode": ran.exit_code}
+
+    def _own(self, words: str) -> str:
+        """What our client keeps in the container's /tmp is kept in the session's directory, and goes with it."""
+        return words.replace("/tmp/loopaid-", f"{self._directory}/loopaid-")
 
     def _inside(self, path: str) -> Path:
         """Where a path of the container lies here."""
