@@ -59,12 +59,12 @@ class BatchRun:
         self._on_over = on_over
         self._accepted_at = trio.current_time()
         provider = around.pools.provider(batch.pool)
-        self._window_s = provider.window_s
-        self._sizer = WindowSizer(provider.window_s, provider.window_cost_s)
         isolation = batch.options.isolation
         if isolation is Isolation.PROCESS and batch.options.provider != LOCAL:
             isolation = Isolation.ITEM  # every command is a process there: the session need not be replaced, too
         self._isolation = isolation
+        self._window_s = provider.window_s(isolation)
+        self._sizer = WindowSizer(self._window_s, provider.window_cost_s)
         self._windows: dict[str, Delivery] = {}
         self._loading: set[Session] = set()
         self._silent = False

@@ -159,9 +159,8 @@ class Provider(Protocol):
     """A source of sessions. Opened with `async with`; leaving closes what is left.
 
     `sandbox` names the confinement of its sessions, `memory` what bounds their memory as a whole (`cgroup`,
-    `sampled`), `notes` say what else an operator should know of it. `window_s` is how much work a window may hold:
-    what is far away and cannot be called back is sent ahead in larger ones than what is near. `window_cost_s`
-    is what a window itself may take beside its items, until that was measured.
+    `sampled`), `notes` say what else an operator should know of it. `window_cost_s` is what a window itself may take
+    beside its items, until that was measured.
     """
 
     @property
@@ -169,14 +168,15 @@ class Provider(Protocol):
     @property
     def memory(self) -> str: ...
     @property
-    def window_s(self) -> float: ...
-    @property
     def window_cost_s(self) -> float: ...
     @property
     def notes(self) -> Sequence[str]: ...
     @property
     def server(self) -> ServerStatistics | None:
         """How it goes with the server that the sessions are on; None when there is none."""
+
+    def window_s(self, isolation: Isolation) -> float:
+        """How much work a window may hold: where the way is long beside an item, more is sent ahead."""
 
     async def start(self, language: Language, session_id: str) -> Session:
         """Start an environment. Raises StartFailed."""

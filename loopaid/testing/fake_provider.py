@@ -76,7 +76,6 @@ class FakeProvider:
     sandbox = "fake"
     memory = "fake"
     notes: Sequence[str] = ()
-    window_s = TARGET_S
     window_cost_s = 0.0
     server = None
 
@@ -96,6 +95,9 @@ class FakeProvider:
     @property
     def running(self) -> list[FakeSession]:
         return [session for session in self.sessions if not session.has_ended]
+
+    def window_s(self, isolation: Isolation) -> float:
+        return TARGET_S
 
     def use_limits(self, limits: LimitsSection) -> None:
         """The items say themselves what becomes of them."""

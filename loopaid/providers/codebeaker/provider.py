@@ -56,7 +56,6 @@ class CodeBeakerProvider:
 
     sandbox = "codebeaker"
     memory = "the server's"
-    window_s = BUDGET_S
     window_cost_s = 0.25
 
     def __init__(self, config: Config, endpoint: Endpoint, nursery: trio.Nursery, *, reply_slack_s: float) -> None:
@@ -82,6 +81,9 @@ class CodeBeakerProvider:
     @property
     def server(self) -> ServerStatistics:
         return self._server.statistics()
+
+    def window_s(self, isolation: Isolation) -> float:
+        return BUDGET_S
 
     def use_limits(self, limits: LimitsSection) -> None:
         self._limits = limits

@@ -42,11 +42,13 @@ HARNESSES: Final = Path(__file__).with_name("harness")
 START_TIMEOUT_S: Final = 20.0
 """For sandbox and interpreter; 20 ms are usual, but many may start at once on a slow disk."""
 
+ITEM_WINDOW_S: Final = 4 * TARGET_S
+"""At isolation `item`: in the usual time there are five items, and from window to window it takes half of one's."""
+
 
 class LocalProvider:
     """Implements `loopaid.providers.base.Provider`. Use `open_local_provider`."""
 
-    window_s = TARGET_S
     window_cost_s = 0.0
     server = None
 
@@ -67,6 +69,9 @@ class LocalProvider:
         self._config = config
         self._seccomp = parts.seccomp
         self.use_limits(config.limits)
+
+    def window_s(self, isolation: Isolation) -> float:
+        return ITEM_WINDOW_S if isolation is Isolation.ITEM else TARGET_S
 
     def use_limits(self, limits: LimitsSection) -> None:
         self._limits = SessionLimits(limits.output_bytes_max, limits.stdout_bytes_max, limits.stderr_bytes_max)
