@@ -87,7 +87,7 @@ async def _fork_us(client: Client, count: int) -> float:
 
 def _results(forks: list[float], rates: dict[tuple[Isolation, int], list[float]]) -> list[Result]:
     alone_us = [1e6 / rate for rate in rates[Isolation.ITEM, 1]]
-    note = "forked, runs the program, writes its result to a pipe, is waited for; in the same sandbox"
+    note = "of the same parent, one at a time: runs the program, writes its result to a pipe, is waited for"
     results = [
         result(FORK, "us", forks, note=note),
         result("item: cost", "us", alone_us, against={FORK: forks}, at_most={FORK: TIMES_A_FORK}),
