@@ -39,9 +39,10 @@ cd "$DIR"
 base64 -d <"$FILE" | tar -xzf -
 rm -f "$FILE"
 """
+# Many compilers at once take more memory than the container has.
 _GO: Final = f"""{_UNPACK}
 export CGO_ENABLED=0 GOENV=off GOPROXY=off GOTOOLCHAIN=local GOWORK=off GOPATH=/nonexistent
-export GOFLAGS='-trimpath -buildvcs=false' GOCACHE="${{GOCACHE:-/tmp/loopaid-go}}"
+export GOFLAGS='-trimpath -buildvcs=false -p=2' GOMAXPROCS=2 GOCACHE="${{GOCACHE:-/tmp/loopaid-go}}"
 go build -ldflags='-s -w' -o bin/supervise ./supervise
 go build -ldflags='-s -w' -o bin/program ./run || exit {DOES_NOT_COMPILE}
 """
