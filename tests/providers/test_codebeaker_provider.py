@@ -465,6 +465,23 @@ async def test_behind_a_missed_deadline_connection_and_session_are_used_no_more(
         await session.aclose()
 
 
+async def test_a_session_is_closed_although_nobody_waited_for_the_one_before_it(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble
+) -> None:
+    first, second = await session_of(provider), await session_of(provider, name="s-2")
+    double.cut_connections()
+    for session in (first, second):
+        await session.wait_gone()
+    double.faults.plan(Fault(FaultKind.SILENCE, "session.close"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(provider._server.close_session, first._remote_id)
+        while double.faults.pending:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    await second.aclose()
+    assert double.sessions.sessions == []
+
+
 async def test_a_busy_connection_is_never_pinged(provider: CodeBeakerProvider, double: CodeBeakerDouble) -> None:
     session = await session_of(provider, SLEEP)
     assert (await ran(session, [1.5]))[0].outputs == [1.5]

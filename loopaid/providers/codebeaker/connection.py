@@ -97,20 +97,24 @@ class RpcConnection:
 
     async def call(self, method: str, params: object, *, timeout_s: float) -> msgspec.Raw:
         """Ask, and wait for the answer: its `result` as JSON. Raises RpcFailed, and ConnectionLost: whether the
-        request took effect is unknown then."""
+        request took effect is unknown then. Cancelled, it takes the connection with it as a missed deadline does."""
         assert not self._rpc.in_flight, "one request at a time"
         if self.broken is not None or self._socket is None:
             raise ConnectionLost(self.broken or "not open")
         _, text = self._rpc.request(method, params)
         self._answered = trio.Event()
-        with trio.move_on_after(timeout_s) as waiting:
-            try:
-                await self._socket.send_message(text)
-            except trio_websocket.ConnectionClosed as closed:
-                self.drop(f"the connection was lost: {closed.reason}")
-            await self._answered.wait()
-        if waiting.cancelled_caught:
-            self.drop(f"no reply to {method} within {timeout_s:g} s")
+        try:
+            with trio.move_on_after(timeout_s) as waiting:
+                try:
+                    await self._socket.send_message(text)
+                except trio_websocket.ConnectionClosed as closed:
+                    self.drop(f"the connection was lost: {closed.reason}")
+                await self._answered.wait()
+            if waiting.cancelled_caught:
+                self.drop(f"no reply to {method} within {timeout_s:g} s")
+        finally:
+            if self._rpc.in_flight:
+                self.drop(f"nobody waits for the reply to {method} any more")
         if self.broken is not None or self._answer is None:
             raise ConnectionLost(self.broken or "no answer")
         answer, self._answer = self._answer, None
