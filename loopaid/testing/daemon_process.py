@@ -22,7 +22,7 @@ import trio
 import loopaid
 from loopaid.testing.crashcheck import BrokenPromise
 
-ORPHANS_GONE_S: Final = 1.0
+ORPHANS_GONE_S: Final = 10.0
 """How long anything that a killed daemon had started may live on."""
 MAIN: Final = "from loopaid.daemon.main import main\nmain()\n"
 _PACKAGE_PARENT: Final = Path(loopaid.__file__).parent.parent

@@ -30,7 +30,7 @@ from loopaid.wire.events import Answer, CreditReceived, ErrorReceived, HelloRece
 from loopaid.wire.frames import Frame, FrameReader
 from loopaid.wire.messages import Hello, Request, decode_reply
 
-PATIENCE_S = 30
+PATIENCE_S = 100
 """Longer than any test takes, even on a machine that is busy with something else."""
 
 
@@ -125,8 +125,8 @@ class Inside:
 
 
 class Meetings:
-    """Items that end when enough processes have come to the same meeting: they run at the same time, or for ever, and
-    no clock decides. Their daemon has `sandbox.kind = "none"`, so that they see the directories in which they meet."""
+    """Items that end when enough processes have come to the same meeting: they run at the same time, or until their
+    timeout, however slow the machine. Their daemon has `sandbox.kind = "none"`, so that they see where they meet."""
 
     source = """
 import os, time

@@ -42,7 +42,7 @@ def as_a_service(directory: Path, *argv: str) -> subprocess.CompletedProcess[str
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("LOOPAID_", "XDG_"))}
     places = dict.fromkeys(("TMPDIR", "HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"), "/var/lib")
     command = [*service, sys.executable, "-m", *argv]
-    return subprocess.run(command, env=environ | places, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environ | places, capture_output=True, text=True, timeout=600, check=False)
 
 
 def without_homes() -> list[str]:

@@ -389,12 +389,11 @@ async def test_more_concurrency_than_sessions_never_hangs(
     async def work(name: str, source: str, concurrency: int) -> None:
         done[name] = (await run(source, range(items), name, max_concurrency=concurrency)).statuses
 
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            for number, concurrency in enumerate((1, 2, 3, 10, 100)):
-                nursery.start_soon(work, f"same-{number}", programs.same, concurrency)
-            for number, concurrency in enumerate((2, 11, 100)):
-                nursery.start_soon(work, f"own-{number}", programs.plus.format(number), concurrency)
+    async with trio.open_nursery() as nursery:
+        for number, concurrency in enumerate((1, 2, 3, 10, 100)):
+            nursery.start_soon(work, f"same-{number}", programs.same, concurrency)
+        for number, concurrency in enumerate((2, 11, 100)):
+            nursery.start_soon(work, f"own-{number}", programs.plus.format(number), concurrency)
     assert done == dict.fromkeys(done, ["ok"] * items)
     assert len(done) == 8
     assert inside.pool.total <= 2

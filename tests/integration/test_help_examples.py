@@ -81,7 +81,7 @@ def test_every_example_does_what_it_says(home: Path, tmp_path: Path) -> None:
         for _, line in todo:
             typed = line.replace(STATE_DIR, str(daemon.state_dir)).replace(ELSEWHERE, str(tmp_path))
             done = subprocess.run(
-                ["bash", "-o", "pipefail", "-c", typed], cwd=home, env=environment, capture_output=True, timeout=60
+                ["bash", "-o", "pipefail", "-c", typed], cwd=home, env=environment, capture_output=True, timeout=600
             )
             if done.returncode:
                 failed.append((typed, done.returncode, done.stderr.decode()))

@@ -15,7 +15,7 @@ import trio
 
 from loopaid.testing.codebeaker_double import CodeBeakerDouble, open_codebeaker_double
 
-PATIENCE_S = 30
+PATIENCE_S = 100
 
 
 class RawSocket:
