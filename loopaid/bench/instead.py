@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import trio
@@ -27,45 +27,52 @@ ONE_ITEM: Final = "\nimport json, sys\nprint(json.dumps(main(json.loads(sys.argv
 """What a program needs to be a command that takes its input as an argument."""
 
 _main: Callable[[Any], Any]
+T = TypeVar("T")
 
 
-class Asked(msgspec.Struct, frozen=True):
+class Asked(msgspec.Struct, frozen=True, tag=True):
     """Of the executor: a program in function shape over the inputs of `Workload(count, fails_every=...)`."""
 
     source: str
     count: int
     fails_every: int
     workers: int
-    kill_after_s: float | None = None
-    """When one of the workers is killed, once; None: none is."""
+
+
+class Timing(Asked, frozen=True):
+    """Answered by `Took`."""
+
+
+class Killing(Asked, frozen=True):
+    """One worker is killed after so many seconds. Answered by how many items have no result for want of it."""
+
+    after_s: float
 
 
 class Took(msgspec.Struct, frozen=True):
-    """Milliseconds: with the executor's start, and again with the workers that it has then. `lost` items have no
-    result, for want of a worker that was killed."""
+    """Milliseconds: with the executor's start, and again with the workers that it has then."""
 
     new_ms: float
     kept_ms: float
-    lost: int = 0
 
 
 async def executor(source: str, workload: Workload, workers: int) -> Took:
     """`ProcessPoolExecutor(workers)` with a future per item. Raises LoopaidError for wrong results."""
-    return await _ask(Asked(source, workload.count, workload.fails_every, workers))
+    return await _ask(Timing(source, workload.count, workload.fails_every, workers), Took)
 
 
 async def lost_with_a_worker(source: str, workload: Workload, workers: int, kill_after_s: float) -> int:
     """How many items an executor leaves without a result when one of its workers is killed."""
-    return (await _ask(Asked(source, workload.count, workload.fails_every, workers, kill_after_s))).lost
+    return await _ask(Killing(source, workload.count, workload.fails_every, workers, kill_after_s), int)
 
 
-async def _ask(asked: Asked) -> Took:
+async def _ask(asked: Asked, answer: type[T]) -> T:
     child = await trio.run_process(
         [sys.executable, "-m", __name__], stdin=msgspec.json.encode(asked), capture_stdout=True, check=False
     )
     if child.returncode != 0:
         raise _wrong(f"ProcessPoolExecutor({asked.workers})")
-    return msgspec.json.decode(child.stdout, type=Took)
+    return msgspec.json.decode(child.stdout, type=answer)
 
 
 def command(source: str, directory: Path) -> list[str]:
@@ -137,12 +144,12 @@ def _call(one: object) -> object:
     return _main(one)
 
 
-def _measure(asked: Asked) -> Took:
+def _answer(asked: Timing | Killing) -> Took | int:
     workload = Workload(asked.count, fails_every=asked.fails_every)
     began = perf_counter()
     with ProcessPoolExecutor(asked.workers, initializer=_install, initargs=(asked.source,)) as pool:
-        if asked.kill_after_s is not None:
-            return Took(0.0, 0.0, lost=_lost(pool, workload, asked.kill_after_s))
+        if isinstance(asked, Killing):
+            return _lost(pool, workload, asked.after_s)
         _run(pool, workload)
         new = perf_counter() - began
         began = perf_counter()
@@ -166,4 +173,5 @@ def _lost(pool: ProcessPoolExecutor, workload: Workload, kill_after_s: float) ->
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(_measure(msgspec.json.decode(sys.stdin.buffer.read(), type=Asked))))
+    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Timing | Killing)
+    sys.stdout.buffer.write(msgspec.json.encode(_answer(asked)))

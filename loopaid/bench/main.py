@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Final
 
+import msgspec
 import trio
 
 from loopaid.bench.batches import errors, large, medium, reuse, small, standard
@@ -46,11 +48,13 @@ _EACH: Final[dict[str, tuple[Scenario, ...]]] = {
     "retention": (retention,),
     "codebeaker": (codebeaker,),
 }
-SCENARIOS: Final = _EACH | {"all": tuple(scenario for each in _EACH.values() for scenario in each)}
+ALL: Final = "all"
+SCENARIOS: Final = _EACH | {ALL: tuple(scenario for each in _EACH.values() for scenario in each)}
 
 
 def run(scenario: str, *, output: str, repeats: int, state_dir: str | None, items: int) -> int:
     """Measure, and print the figures on stdout as `table`, `json` or `markdown`; progress goes to stderr. Returns 0.
+    In a run of all scenarios the name of a figure begins with that of its scenario.
 
     What a figure misses does not fail: a busy machine is no error. Raises LoopaidError for a wrong or missing result
     or a damaged log, ConfigError when there is no disk to measure on, DaemonUnreachable when the daemon does not start.
@@ -60,11 +64,17 @@ def run(scenario: str, *, output: str, repeats: int, state_dir: str | None, item
         setting = Setting(items, repeats, directory)
         setting.note(f"the state is in {directory}: {environment['file_system']}")
         results: list[Result] = []
-        for measure in SCENARIOS[scenario]:
+        began, measures = monotonic(), SCENARIOS[scenario]
+        for number, measure in enumerate(measures, 1):
+            setting.note(f"{measure.__name__}, {number} of {len(measures)}")
             try:
-                results += trio.run(measure, setting)
+                measured = trio.run(measure, setting)
             except BaseExceptionGroup as group:
                 raise _first(group) from group
+            if scenario == ALL:
+                measured = [msgspec.structs.replace(one, name=f"{measure.__name__}: {one.name}") for one in measured]
+            results += measured
+    environment["took"] = f"{(monotonic() - began) / 60:.1f} minutes"
     report = Report(environment | setting.facts, scenario, repeats, results)
     print(FORMATS[output](report))
     sys.stdout.flush()

@@ -179,6 +179,8 @@ def bench(settings: Settings, name: str, repeats: int, items: int, state_dir: st
     batch, `slow-client` one that stops reading, `startup` that of this tool; `history` and `retention` are of the log,
     `codebeaker` is what comes of a server's speed, which is the double of the tests here.
 
+    `all` takes long, and says how far it is; with `--repeats 1 --items 20000` it shows every figure, of one run each.
+
     \b
     Example:
       loopai bench throughput --output json

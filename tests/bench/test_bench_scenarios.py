@@ -26,6 +26,7 @@ from loopaid.bench import (
     startup,
 )
 from loopaid.bench.main import SCENARIOS, run
+from loopaid.bench.report import result as figure
 from loopaid.bench.setting import Setting
 from loopaid.cli import daemon_verbs
 from loopaid.errors import DaemonUnreachable, LoopaidError
@@ -336,6 +337,24 @@ def test_a_report_in_markdown_is_tables(
     assert "| figure | median | unit | smallest .. largest | beside | bound |" in rows
     assert any(row.startswith("| idle daemon: memory") for row in rows)
     assert any(row.startswith("| file_system | ") for row in rows)
+
+
+def test_a_run_of_all_says_how_far_it_is_and_of_which_scenario_a_figure_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    async def small(setting: Setting) -> list[Any]:
+        return [figure("cold", "ms", [2.0], against={"warm": [1.0]}), figure("warm", "ms", [1.0])]
+
+    async def large(setting: Setting) -> list[Any]:
+        return [figure("cold", "ms", [3.0])]
+
+    monkeypatch.setitem(SCENARIOS, "all", (small, large))
+    assert run("all", output="json", repeats=1, state_dir=str(tmp_path), items=1) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert [one["name"] for one in report["results"]] == ["small: cold", "small: warm", "large: cold"]
+    assert report["environment"]["took"].endswith(" minutes")
+    assert captured.err.splitlines()[-2:] == ["bench: small, 1 of 2", "bench: large, 2 of 2"]
 
 
 def test_the_tool_offers_every_scenario() -> None:
