@@ -423,6 +423,18 @@ async def test_on_docker_the_exit_code_decides_whatever_the_success_flag(double:
         assert ended.reason == "a command ended without a word: timeout: no python3"
 
 
+async def test_a_supervisor_that_breaks_is_quoted_with_what_broke_it(
+    provider: CodeBeakerProvider, double: CodeBeakerDouble
+) -> None:
+    session = await session_of(provider)
+    traceback = 'Traceback (most recent call last):\n  File "code_8f.py", line 1, in main\nzlib.error: Error -3\n'
+    result = json.dumps({"success": False, "result": "", "error": traceback})
+    reply = f'{{"jsonrpc":"2.0","id":{session._connection._rpc._last_id + 1},"result":{result},"error":null}}'
+    double.faults.plan(Fault(FaultKind.GARBAGE, text=reply))
+    _, ended = await lost(session, [1])
+    assert ended.reason == "a command ended without a word: zlib.error: Error -3"
+
+
 async def test_sessions_of_others_are_neither_asked_for_nor_touched(double: CodeBeakerDouble) -> None:
     async with provider_for(double) as theirs:
         other = await session_of(theirs)

@@ -63,7 +63,7 @@ async def run_command(
     reply = await ask(Execute(remote_language, remote.program(payload)), limit_s)
     _check_granted(reply)
     stdout = reply.result if isinstance(reply.result, str) else ""
-    return Printed(stdout, "" if reply.success else first_line(reply.error or "it failed"))
+    return Printed(stdout, "" if reply.success else _last_words(reply.error or "it failed"))
 
 
 async def _in_container(ask: Ask, remote: Remote, payload: str, tag: str, limit_s: float) -> Printed:
@@ -95,8 +95,13 @@ async def _shell(ask: Ask, command: Shell, limit_s: float) -> Printed:
     output = reply.result if isinstance(reply.result, ShellOutput) else ShellOutput()
     stdout, failure = output.stdout or "", ""
     if not reply.success or output.exit_code != 0:
-        failure = first_line(reply.error or output.stderr or stdout) or f"exit code {output.exit_code}"
+        failure = _last_words(reply.error or output.stderr or stdout) or f"exit code {output.exit_code}"
     return Printed(stdout, failure)
+
+
+def _last_words(said: str) -> str:
+    """Of a supervisor: the line that says what went wrong, which in Python is the last one."""
+    return first_line(said.rstrip().rpartition("\n")[2] if said.startswith("Traceback (") else said)
 
 
 def _check_granted(reply: CommandReply) -> None:
