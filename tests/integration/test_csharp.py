@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from loopaid.client import Client
-from loopaid.model import Isolation, Item, Language
+from loopaid.model import Isolation, Language
 
 pytestmark = pytest.mark.needs_mono
 
@@ -396,24 +394,6 @@ async def test_a_build_that_takes_too_long_or_asks_too_much_is_a_compile_error(r
     assert len(ran.results[0].error.traceback) <= 16384
 
 
-async def test_prints_are_the_items_own_those_of_its_children_too(run: Run) -> None:
-    source = (
-        "using System;\nusing System.Diagnostics;\n\nclass P {\n"
-        '  static P() { Console.WriteLine("at load"); }\n'
-        "  public static object Main(long n) {\n    if (n % 2 == 1) return n;\n"
-        '    Console.Write("out {0}\\n", n);\n    Console.Error.WriteLine("é " + n);\n'
-        '    Process.Start(new ProcessStartInfo("/bin/echo", "child") { UseShellExecute = false }).WaitForExit();\n'
-        "    return n;\n  }\n}\n"
-    )
-    for isolation in (Isolation.SESSION, Isolation.ITEM):
-        ran = await run(source, range(3), max_concurrency=1, isolation=isolation)
-        assert [(each.stdout, each.stderr) for each in ran.results] == [
-            ("out 0\nchild\n", "é 0\n"),
-            ("", ""),
-            ("out 2\nchild\n", "é 2\n"),
-        ]
-
-
 LIMITS = """using System;
 using System.Collections.Generic;
 using System.Threading;
@@ -428,9 +408,6 @@ class P {
       case "native": while (true) System.Runtime.InteropServices.Marshal.AllocHGlobal(1 << 20);
       case "print": for (var text = new string('x', 1 << 20); ; ) Console.Write(text);
       case "threads": while (true) new Thread(() => Thread.Sleep(Timeout.Infinite)) { IsBackground = true }.Start();
-      case "loop":
-        Console.WriteLine("begun");
-        while (true) { }
     }
     return name;
   }
@@ -453,54 +430,6 @@ async def test_what_takes_too_much_loses_its_item_alone(run: Run) -> None:
         assert dict(zip(items, ran.statuses, strict=True)) == {**statuses, "well": "ok"}
         assert ran.statuses[1::2] == ["ok"] * len(statuses)
         assert ran.results[8].stdout_truncated
-
-
-async def test_an_endless_loop_is_killed_and_the_rest_goes_on(run: Run) -> None:
-    for isolation in (Isolation.SESSION, Isolation.ITEM):
-        ran = await run(LIMITS, ["a", "loop", "b"], timeout_ms=1000, isolation=isolation)
-        assert ran.statuses == ["ok", "timeout", "ok"]
-        assert ran.results[1].stdout == "begun\n"
-
-
-@pytest.mark.parametrize(
-    "act", ["close(fd)", "write(fd, new byte[] { 1, 2, 3, 4, 5, 6 }, 6)", "ftruncate(fd, 1L << 40)"]
-)
-async def test_what_a_program_does_to_all_descriptors_is_its_own_loss(act: str, run: Run) -> None:
-    source = (
-        "using System.Runtime.InteropServices;\n\nclass P {\n"
-        '  [DllImport("libc")] static extern int close(int fd);\n'
-        '  [DllImport("libc")] static extern long write(int fd, byte[] bytes, long count);\n'
-        '  [DllImport("libc")] static extern int ftruncate(int fd, long size);\n'
-        "  public static object Main(long n) {\n"
-        f"    for (int fd = 0; n == 1 && fd < 1024; fd++) {act};\n    return n;\n  }}\n}}\n"
-    )
-    for isolation in (Isolation.SESSION, Isolation.ITEM):
-        ran = await run(source, [0, 1, 0], max_concurrency=1, isolation=isolation)
-        assert ran.statuses[::2] == ["ok", "ok"]
-        assert ran.outputs[::2] == [0, 0]
-
-
-async def test_a_session_is_not_used_again_when_a_process_is_left_in_it(run: Run, inside: Any) -> None:
-    source = (
-        "class P {\n  public static object Main(long n) {\n"
-        '    if (n == 1) System.Diagnostics.Process.Start("/bin/sleep", "1000");\n    return n;\n  }\n}\n'
-    )
-    assert (await run(source, [1])).outputs == [1]
-    assert (await run(source, [0], max_concurrency=1)).outputs == [0]
-    assert inside.pool.created == 2
-
-
-async def test_the_item_is_known_to_its_program(run: Run, client: Client) -> None:
-    source = (
-        "class P {\n  public static object Main(object n) {\n"
-        "    return new object[] { LoopaidItem.Id, LoopaidItem.Attempt, LoopaidItem.IdempotencyKey };\n  }\n}\n"
-    )
-    for isolation in (Isolation.SESSION, Isolation.ITEM):
-        items = [Item(id="a", input=1), Item(id="b", input=1)]
-        ran = await run(source, items, max_concurrency=1, isolation=isolation)
-        batch = ran.summary
-        keys = [hashlib.sha256("\0".join((batch.batch_id, each, batch.digest)).encode()).hexdigest() for each in "ab"]
-        assert ran.outputs == [["a", 1, keys[0]], ["b", 1, keys[1]]]
 
 
 async def test_what_a_program_keeps_lives_as_long_as_its_process(run: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import trio
 import trio.testing
 
 from loopaid.client import Client
-from loopaid.model import BatchState, Isolation, Item, Language
+from loopaid.model import BatchState, Isolation, Language
 
 Run = Callable[..., Awaitable[Any]]
 
@@ -337,25 +336,6 @@ async def test_packages_beyond_the_usual_are_compiled_with_the_program(run: Run)
     assert (await run(source, [1])).outputs == [["+", "Int"]]
 
 
-async def test_prints_are_the_items_own_those_of_its_children_too(run: Run) -> None:
-    source = (
-        'package main\n\nimport (\n\t"fmt"\n\t"os"\n\t"os/exec"\n)\n\n'
-        'func init() { fmt.Println("at load") }\n\n'
-        "func Main(n int) int {\n\tif n%2 == 1 {\n"
-        "\t\treturn n\n\t}\n"
-        '\tfmt.Println("out", n)\n\tfmt.Fprintln(os.Stderr, "err", n)\n'
-        '\tcommand := exec.Command("/bin/echo", "child")\n\tcommand.Stdout = os.Stdout\n'
-        "\tcommand.Run()\n\treturn n\n}\n"
-    )
-    for isolation in (Isolation.SESSION, Isolation.ITEM):
-        ran = await run(source, range(3), max_concurrency=1, isolation=isolation)
-        assert [(each.stdout, each.stderr) for each in ran.results] == [
-            ("out 0\nchild\n", "err 0\n"),
-            ("", ""),
-            ("out 2\nchild\n", "err 2\n"),
-        ]
-
-
 async def test_memory_has_a_limit(run: Run) -> None:
     source = (
         "package main\n\nvar kept [][]byte\n\nfunc Main(n int) int {\n"
@@ -366,16 +346,6 @@ async def test_memory_has_a_limit(run: Run) -> None:
     for isolation in (Isolation.SESSION, Isolation.ITEM):
         ran = await run(source, [0, 1, 0], max_concurrency=1, isolation=isolation)
         assert ran.statuses == ["ok", "memory_limit", "ok"]
-
-
-async def test_an_endless_loop_is_killed_and_the_rest_goes_on(run: Run) -> None:
-    source = (
-        'package main\n\nimport "fmt"\n\nfunc Main(n int) int {\n\tfmt.Println(n)\n\tfor n == 1 {\n\t}\n\treturn n\n}\n'
-    )
-    for isolation in (Isolation.SESSION, Isolation.ITEM):
-        ran = await run(source, [0, 1, 0], timeout_ms=300, isolation=isolation)
-        assert ran.statuses == ["ok", "timeout", "ok"]
-        assert ran.results[1].stdout == "1\n"
 
 
 async def test_a_flood_of_prints_has_a_limit(run: Run) -> None:
@@ -389,44 +359,6 @@ async def test_a_flood_of_prints_has_a_limit(run: Run) -> None:
         assert ran.statuses[::2] == ["ok", "ok"]
         assert ran.statuses[1] in ("output_limit", "program_error")
         assert ran.results[1].stdout_truncated
-
-
-@pytest.mark.parametrize(
-    "act", ["syscall.Close(fd)", 'syscall.Write(fd, []byte("garbage"))', "syscall.Ftruncate(fd, 1<<40)"]
-)
-async def test_what_a_program_does_to_all_descriptors_is_its_own_loss(act: str, run: Run) -> None:
-    source = (
-        'package main\n\nimport "syscall"\n\nfunc Main(n int) int {\n'
-        f"\tfor fd := 0; n == 1 && fd < 1024; fd++ {{\n\t\t{act}\n\t}}\n\treturn n\n}}\n"
-    )
-    for isolation in (Isolation.SESSION, Isolation.ITEM):
-        ran = await run(source, [0, 1, 0], max_concurrency=1, isolation=isolation)
-        assert ran.statuses[::2] == ["ok", "ok"]
-        assert ran.outputs[::2] == [0, 0]
-
-
-async def test_a_session_is_not_used_again_when_a_process_is_left_in_it(run: Run, inside: Any) -> None:
-    source = (
-        'package main\n\nimport "os/exec"\n\nfunc Main(n int) int {\n'
-        '\tif n == 1 {\n\t\texec.Command("/bin/sleep", "1000").Start()\n\t}\n\treturn n\n}\n'
-    )
-    assert (await run(source, [1])).outputs == [1]
-    clean = await run(source, [0], max_concurrency=1)
-    assert clean.outputs == [0]
-    assert inside.pool.created == 2
-
-
-async def test_the_item_is_known_to_its_program(run: Run, client: Client) -> None:
-    source = (
-        'package main\n\nimport "loopaid_item"\n\nfunc Main(any) any {\n'
-        "\treturn []any{loopaid_item.ID(), loopaid_item.Attempt(), loopaid_item.IdempotencyKey()}\n}\n"
-    )
-    for isolation in (Isolation.SESSION, Isolation.ITEM):
-        items = [Item(id="a", input=1), Item(id="b", input=1)]
-        ran = await run(source, items, max_concurrency=1, isolation=isolation)
-        batch = ran.summary
-        keys = [hashlib.sha256("\0".join((batch.batch_id, each, batch.digest)).encode()).hexdigest() for each in "ab"]
-        assert ran.outputs == [["a", 1, keys[0]], ["b", 1, keys[1]]]
 
 
 async def test_items_at_isolation_item_share_nothing(run: Run) -> None:

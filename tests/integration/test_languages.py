@@ -171,29 +171,6 @@ async def test_memory_has_a_limit(hog: str, run: Run) -> None:
     assert ran.statuses == ["ok", "memory_limit", "ok"]
 
 
-async def test_an_endless_loop_is_killed_and_the_rest_goes_on(run: Run) -> None:
-    ran = await run(
-        "function main(n) {\n  console.log(n);\n  while (n) {}\n  return n;\n}\n", [0, 1, 0], timeout_ms=300
-    )
-    assert ran.statuses == ["ok", "timeout", "ok"]
-    assert ran.results[1].stdout == "1\n"
-
-
-async def test_prints_are_the_items_own_those_of_its_children_too(run: Run) -> None:
-    source = (
-        "const { execSync } = require('node:child_process');\n"
-        "console.log('at load');\n"
-        "function main(n) {\n  if (n % 2) return n;\n  console.log('out', n);\n  console.error('err', n);\n"
-        "  execSync('echo child', { stdio: 'inherit' });\n  return n;\n}\n"
-    )
-    ran = await run(source, range(3), max_concurrency=1)
-    assert [(each.stdout, each.stderr) for each in ran.results] == [
-        ("out 0\nchild\n", "err 0\n"),
-        ("", ""),
-        ("out 2\nchild\n", "err 2\n"),
-    ]
-
-
 async def test_a_script_runs_anew_for_each_item_in_a_context_of_its_own(run: Run) -> None:
     source = (
         "globalThis.seen = (globalThis.seen || 0) + 1;\nArray.prototype.left = (Array.prototype.left || 0) + 1;\n"
@@ -289,12 +266,121 @@ async def test_a_session_is_not_used_again_when_something_is_left_in_it(left: st
     ) + inside.pool.stopping == 1
 
 
-async def test_the_item_is_known_to_its_program(run: Run, client: Client) -> None:
-    source = "function main() {\n  return [loopaidItem.id, loopaidItem.attempt, loopaidItem.idempotency_key];\n}\n"
-    ran = await run(source, [Item(id="a", input=1), Item(id="b", input=1)], max_concurrency=1)
-    batch = ran.summary
-    keys = [hashlib.sha256("\0".join((batch.batch_id, each, batch.digest)).encode()).hexdigest() for each in "ab"]
-    assert ran.outputs == [["a", 1, keys[0]], ["b", 1, keys[1]]]
+# --- the same in every language, at isolation session and item
+
+HERE = [Language.JAVASCRIPT, Language.GO, pytest.param(Language.CSHARP, marks=pytest.mark.needs_mono)]
+BOTH = (Isolation.SESSION, Isolation.ITEM)
+
+PRINTING = {
+    Language.JAVASCRIPT: "const { execSync } = require('node:child_process');\n"
+    "console.log('at load');\n"
+    "function main(n) {\n  if (n % 2) return n;\n  console.log('out', n);\n  console.error('\u00e9', n);\n"
+    "  execSync('echo child', { stdio: 'inherit' });\n  return n;\n}\n",
+    Language.GO: 'package main\n\nimport (\n\t"fmt"\n\t"os"\n\t"os/exec"\n)\n\n'
+    'func init() { fmt.Println("at load") }\n\n'
+    "func Main(n int) int {\n\tif n%2 == 1 {\n\t\treturn n\n\t}\n"
+    '\tfmt.Println("out", n)\n\tfmt.Fprintln(os.Stderr, "\u00e9", n)\n'
+    '\tcommand := exec.Command("/bin/echo", "child")\n\tcommand.Stdout = os.Stdout\n'
+    "\tcommand.Run()\n\treturn n\n}\n",
+    Language.CSHARP: "using System;\nusing System.Diagnostics;\n\nclass P {\n"
+    '  static P() { Console.WriteLine("at load"); }\n'
+    "  public static object Main(long n) {\n    if (n % 2 == 1) return n;\n"
+    '    Console.Write("out {0}\\n", n);\n    Console.Error.WriteLine("\u00e9 " + n);\n'
+    '    Process.Start(new ProcessStartInfo("/bin/echo", "child") { UseShellExecute = false }).WaitForExit();\n'
+    "    return n;\n  }\n}\n",
+}
+ENDLESS_AT_1 = {
+    Language.JAVASCRIPT: "function main(n) {\n  console.log(n);\n  while (n === 1) {}\n  return n;\n}\n",
+    Language.GO: 'package main\n\nimport "fmt"\n\nfunc Main(n int) int {\n'
+    "\tfmt.Println(n)\n\tfor n == 1 {\n\t}\n\treturn n\n}\n",
+    Language.CSHARP: "class P {\n  static object Main(long n) {\n    System.Console.WriteLine(n);\n"
+    "    while (n == 1) {}\n    return n;\n  }\n}\n",
+}
+LEAVING_AT_1 = {
+    Language.GO: 'package main\n\nimport "os/exec"\n\nfunc Main(n int) int {\n'
+    '\tif n == 1 {\n\t\texec.Command("/bin/sleep", "1000").Start()\n\t}\n\treturn n\n}\n',
+    Language.CSHARP: "class P {\n  public static object Main(long n) {\n"
+    '    if (n == 1) System.Diagnostics.Process.Start("/bin/sleep", "1000");\n    return n;\n  }\n}\n',
+}
+KNOWING = {
+    Language.JAVASCRIPT: "function main() {\n"
+    "  return [loopaidItem.id, loopaidItem.attempt, loopaidItem.idempotency_key];\n}\n",
+    Language.GO: 'package main\n\nimport "loopaid_item"\n\nfunc Main(any) any {\n'
+    "\treturn []any{loopaid_item.ID(), loopaid_item.Attempt(), loopaid_item.IdempotencyKey()}\n}\n",
+    Language.CSHARP: "class P {\n  public static object Main(object n) {\n"
+    "    return new object[] { LoopaidItem.Id, LoopaidItem.Attempt, LoopaidItem.IdempotencyKey };\n  }\n}\n",
+}
+DESCRIPTORS = {
+    Language.GO: 'package main\n\nimport "syscall"\n\nfunc Main(n int) int {\n'
+    "\tfor fd := 0; n == 1 && fd < 1024; fd++ {\n\t\tACT\n\t}\n\treturn n\n}\n",
+    Language.CSHARP: "using System.Runtime.InteropServices;\n\nclass P {\n"
+    '  [DllImport("libc")] static extern int close(int fd);\n'
+    '  [DllImport("libc")] static extern long write(int fd, byte[] bytes, long count);\n'
+    '  [DllImport("libc")] static extern int ftruncate(int fd, long size);\n'
+    "  public static object Main(long n) {\n"
+    "    for (int fd = 0; n == 1 && fd < 1024; fd++) ACT;\n    return n;\n  }\n}\n",
+}
+
+
+@pytest.mark.parametrize("language", HERE)
+async def test_prints_are_the_items_own_those_of_its_children_too(language: Language, run: Run) -> None:
+    for isolation in BOTH:
+        ran = await run(PRINTING[language], range(3), max_concurrency=1, isolation=isolation)
+        assert [(each.stdout, each.stderr) for each in ran.results] == [
+            ("out 0\nchild\n", "\u00e9 0\n"),
+            ("", ""),
+            ("out 2\nchild\n", "\u00e9 2\n"),
+        ]
+
+
+@pytest.mark.parametrize("language", HERE)
+async def test_an_endless_loop_is_killed_and_the_rest_goes_on(language: Language, run: Run) -> None:
+    for isolation in BOTH:
+        ran = await run(ENDLESS_AT_1[language], [0, 1, 0], timeout_ms=1000, isolation=isolation)
+        assert ran.statuses == ["ok", "timeout", "ok"]
+        assert ran.results[1].stdout == "1\n"
+
+
+@pytest.mark.parametrize("language", HERE)
+async def test_the_item_is_known_to_its_program(language: Language, run: Run) -> None:
+    for isolation in BOTH:
+        items = [Item(id="a", input=1), Item(id="b", input=1)]
+        ran = await run(KNOWING[language], items, max_concurrency=1, isolation=isolation)
+        batch = ran.summary
+        keys = [hashlib.sha256("\0".join((batch.batch_id, each, batch.digest)).encode()).hexdigest() for each in "ab"]
+        assert ran.outputs == [["a", 1, keys[0]], ["b", 1, keys[1]]]
+
+
+@pytest.mark.parametrize("language", HERE[1:])
+async def test_a_session_is_not_used_again_when_a_process_is_left_in_it(
+    language: Language, run: Run, inside: Any
+) -> None:
+    assert (await run(LEAVING_AT_1[language], [1])).outputs == [1]
+    assert (await run(LEAVING_AT_1[language], [0], max_concurrency=1)).outputs == [0]
+    assert inside.pool.created == 2
+
+
+@pytest.mark.parametrize(
+    ("language", "act"),
+    [
+        (Language.GO, "syscall.Close(fd)"),
+        (Language.GO, 'syscall.Write(fd, []byte("garbage"))'),
+        (Language.GO, "syscall.Ftruncate(fd, 1<<40)"),
+        *(
+            pytest.param(Language.CSHARP, act, marks=pytest.mark.needs_mono)
+            for act in ("close(fd)", "write(fd, new byte[] { 1, 2, 3, 4, 5, 6 }, 6)", "ftruncate(fd, 1L << 40)")
+        ),
+    ],
+)
+async def test_what_a_program_does_to_all_descriptors_is_its_own_loss(language: Language, act: str, run: Run) -> None:
+    source = DESCRIPTORS[language].replace("ACT", act)
+    for isolation in BOTH:
+        ran = await run(source, [0, 1, 0], max_concurrency=1, isolation=isolation)
+        assert ran.statuses[::2] == ["ok", "ok"]
+        assert ran.outputs[::2] == [0, 0]
+
+
+# --- what is not there
 
 
 async def test_isolation_item_needs_python_in_every_language(tmp_path: Path) -> None:
