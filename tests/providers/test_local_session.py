@@ -176,7 +176,7 @@ async def test_an_item_at_process_that_nobody_watches_ends_by_the_time_that_it_c
         nursery.start_soon(run)
         await wait_all_tasks_blocked()
         pidfd = os.pidfd_open(driven.session.pid)
-        gone, _, _ = select.select([pidfd], [], [], 60)  # and nothing else happens in this process
+        gone, _, _ = select.select([pidfd], [], [], 300)  # and nothing else happens in this process
         os.close(pidfd)
         assert gone
     assert (ended[0].by, ended[0].status, ended[0].done) == (EndedBy.LIMIT, ItemStatus.TIMEOUT, 0)
