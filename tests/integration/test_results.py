@@ -36,7 +36,7 @@ def keys(results: list[Result]) -> list[tuple[int, str, str, object]]:
 
 async def test_results_come_in_the_order_of_the_items_or_as_they_were_recorded(client: Client, push: Push) -> None:
     await push(WAIT)
-    batch_id = (await client.submit_batch("t", [500, 0, 0, 0, 0, 0], max_concurrency=2)).batch_id
+    batch_id = (await client.submit_batch("t", [1500, 0, 0, 0, 0, 0], max_concurrency=2)).batch_id
     submission = await read(client, batch_id)
     completed = await read(client, batch_id, order="completed")
     assert [each.index for each in submission] == [0, 1, 2, 3, 4, 5]
@@ -46,7 +46,7 @@ async def test_results_come_in_the_order_of_the_items_or_as_they_were_recorded(c
 
 async def test_as_completed_is_how_a_running_batch_hands_out_its_results(client: Client, push: Push) -> None:
     await push(WAIT)
-    async with client.run_batch("t", [500, 0, 0, 0], max_concurrency=2) as batch:
+    async with client.run_batch("t", [1500, 0, 0, 0], max_concurrency=2) as batch:
         assert [result.index async for result in batch] == [1, 2, 3, 0]
     assert batch.summary.by_status == {"ok": 4}
 
