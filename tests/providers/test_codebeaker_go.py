@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 import trio
 
 from loopaid.config import load_config
 from loopaid.core.shape import detect_shape
-from loopaid.model import STATUSES, Language
-from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded, Window, WindowEnd
+from loopaid.model import Language
+from loopaid.providers.base import EndedBy, LoadFailed, Program, SessionEnded
 from loopaid.providers.codebeaker import windows
 from loopaid.providers.codebeaker.provider import CodeBeakerProvider, open_codebeaker_provider
 from loopaid.providers.codebeaker.session import CodeBeakerSession
 from loopaid.providers.local.build_cache import BuildCache
 from loopaid.providers.local.golang import find_go, go_compiler
 from loopaid.testing.codebeaker_double import CodeBeakerDouble, open_codebeaker_double
-from loopaid.wire.rows import Row, decode_extra
+from loopaid.testing.window_runs import error_of, run_window, statuses
+from loopaid.wire.rows import decode_extra
 
 pytestmark = pytest.mark.slow
 
@@ -63,23 +63,7 @@ async def session_of(provider: CodeBeakerProvider, source: str = RETURN) -> Code
     return session
 
 
-async def ran(
-    session: CodeBeakerSession, inputs: list[Any], *, timeout_ms: int = 20_000, stop: bool = False
-) -> tuple[list[Row], WindowEnd]:
-    text = b"\n".join(msgspec.json.encode(each) for each in inputs)
-    rows: list[Row] = []
-    window = Window("batch", 0, len(inputs), 1, text, None, timeout_ms, stop)
-    return rows, await session.run(window, lambda _, __, new: rows.extend(new))
-
-
-def statuses(rows: list[Row]) -> list[str]:
-    return [str(STATUSES[row.status]) for row in rows]
-
-
-def error_of(row: Row) -> tuple[str, str]:
-    error = decode_extra(row.extra or b"").error
-    assert error is not None
-    return error.type, error.message
+ran = partial(run_window, timeout_ms=20_000)
 
 
 async def test_a_program_is_built_once_in_its_session_and_then_every_window_is_one_command(

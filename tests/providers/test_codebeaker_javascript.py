@@ -6,20 +6,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 import trio
 
 from loopaid.config import load_config
-from loopaid.model import STATUSES, Isolation, Language, Shape
-from loopaid.providers.base import LoadFailed, Program, SessionEnded, Window, WindowEnd
+from loopaid.model import Isolation, Language, Shape
+from loopaid.providers.base import LoadFailed, Program, SessionEnded
 from loopaid.providers.codebeaker.provider import CodeBeakerProvider, open_codebeaker_provider
 from loopaid.providers.codebeaker.session import CodeBeakerSession
 from loopaid.testing.codebeaker_double import CodeBeakerDouble, open_codebeaker_double
-from loopaid.wire.rows import Row, decode_extra
+from loopaid.testing.window_runs import error_of, run_window, statuses
+from loopaid.wire.rows import decode_extra
 
 pytestmark = pytest.mark.slow
 
@@ -66,23 +66,7 @@ async def session_of(provider: CodeBeakerProvider, source: str = RETURN, *, load
     return session
 
 
-async def ran(
-    session: CodeBeakerSession, inputs: list[Any], *, timeout_ms: int = 2000, stop: bool = False
-) -> tuple[list[Row], WindowEnd]:
-    text = b"\n".join(msgspec.json.encode(each) for each in inputs)
-    rows: list[Row] = []
-    window = Window("batch", 0, len(inputs), 1, text, None, timeout_ms, stop)
-    return rows, await session.run(window, lambda _, __, new: rows.extend(new))
-
-
-def statuses(rows: list[Row]) -> list[str]:
-    return [str(STATUSES[row.status]) for row in rows]
-
-
-def error_of(row: Row) -> tuple[str, str]:
-    error = decode_extra(row.extra or b"").error
-    assert error is not None
-    return error.type, error.message
+ran = partial(run_window, timeout_ms=2000)
 
 
 @EVERYWHERE

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shlex
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -49,15 +50,14 @@ def replied(success: bool, result: object = None, error: str | None = None, bega
     return {"success": success, "result": result, "error": error, "durationMs": took}
 
 
-class ProcessEnvironment:
-    """Python or Node.js: every command is a process of its own, as the server's user, in the session's directory."""
+class HostEnvironment(ABC):
+    """A runtime that starts programs as the server's user, in the session's directory: all but Docker."""
 
-    def __init__(self, kind: RuntimeKind, program: str, directory: Path, timeout_s: float) -> None:
+    def __init__(self, kind: RuntimeKind, program: str, directory: Path) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.kind = kind
         self._program = program
         self._directory = directory
-        self._timeout_s = timeout_s
         self._children = Children()
         self._stopped = False
 
@@ -66,25 +66,40 @@ class ProcessEnvironment:
             raise ServerException("InvalidOperationException", "Environment is stopped")
         began = trio.current_time()
         try:
-            match command["type"]:
-                case "execute":
-                    return await self._code(command.get("code", ""), gone, began)
-                case "shell":
-                    return await self._shell(command, gone, began)
-                case "install_packages":
-                    return replied(True, "Successfully installed " + " ".join(command.get("packages") or []))
-                case unknown:
-                    return replied(False, error=self.kind.unsupported(unknown))
+            return await self._run(command, gone, began)
         except OSError as error:
             return replied(False, error=cannot_start(error, self._directory), began=began)
-        except ValueError as error:  # a NUL in an argument
+        except ValueError as error:  # a NUL in a path or an argument
             return replied(False, error=str(error), began=began)
 
-    def dispose(self) -> None:
+    def stop(self) -> None:
         self._stopped = True
         self._children.kill()
 
-    stop = dispose
+    @abstractmethod
+    async def _run(self, command: Command, gone: trio.Event, began: float) -> Result: ...
+
+
+class ProcessEnvironment(HostEnvironment):
+    """Python or Node.js: every command is a process of its own."""
+
+    def __init__(self, kind: RuntimeKind, program: str, directory: Path, timeout_s: float) -> None:
+        super().__init__(kind, program, directory)
+        self._timeout_s = timeout_s
+
+    def dispose(self) -> None:
+        self.stop()
+
+    async def _run(self, command: Command, gone: trio.Event, began: float) -> Result:
+        match command["type"]:
+            case "execute":
+                return await self._code(command.get("code", ""), gone, began)
+            case "shell":
+                return await self._shell(command, gone, began)
+            case "install_packages":
+                return replied(True, "Successfully installed " + " ".join(command.get("packages") or []))
+            case unknown:
+                return replied(False, error=self.kind.unsupported(unknown))
 
     async def _code(self, code: str, gone: trio.Event, began: float) -> Result:
         python = self.kind.name == "Python"

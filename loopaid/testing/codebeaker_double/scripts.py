@@ -7,52 +7,27 @@ from pathlib import Path
 
 import trio
 
-from loopaid.testing.codebeaker_double.children import Children, lines_of
-from loopaid.testing.codebeaker_double.environments import Command, Result, cannot_start, replied
-from loopaid.testing.codebeaker_double.rpc import ServerException
-from loopaid.testing.codebeaker_double.runtimes import RuntimeKind
+from loopaid.testing.codebeaker_double.children import lines_of
+from loopaid.testing.codebeaker_double.environments import Command, HostEnvironment, Result, replied
 
 SHARED = ("/workspace", "/tmp")
 """Which every program on Deno may read and write."""
 
 
-class ScriptEnvironment:
+class ScriptEnvironment(HostEnvironment):
     """Only Deno confines its programs, to SHARED and what they may not do otherwise. Closing such a session ends
     nothing that runs in it."""
 
-    def __init__(self, kind: RuntimeKind, program: str, directory: Path) -> None:
-        self.id = uuid.uuid4().hex[:12]
-        self.kind = kind
-        self._program = program
-        self._directory = directory
-        self._children = Children()
-        self._stopped = False
-
-    async def execute(self, command: Command, gone: trio.Event) -> Result:
-        """Nobody is told that `gone`: what runs goes on."""
-        if self._stopped:
-            raise ServerException("InvalidOperationException", "Environment is stopped")
-        began = trio.current_time()
-        try:
-            return await self._run(command, str(command.get("path", "")), began)
-        except OSError as error:
-            return replied(False, error=cannot_start(error, self._directory), began=began)
-        except ValueError as error:  # a NUL in a path or an argument
-            return replied(False, error=str(error), began=began)
-
     def dispose(self) -> None:
         self._stopped = True
-
-    def stop(self) -> None:
-        """The double ends, and leaves nothing behind."""
-        self._stopped = True
-        self._children.kill()
 
     @property
     def _is_deno(self) -> bool:
         return self.kind.name == "Deno"
 
-    async def _run(self, command: Command, path: str, began: float) -> Result:
+    async def _run(self, command: Command, gone: trio.Event, began: float) -> Result:
+        """Nobody is told that `gone`: what runs goes on."""
+        path = str(command.get("path", ""))
         match command["type"]:
             case "execute":
                 return await self._code(str(command.get("code", "")), began)
